@@ -1,0 +1,119 @@
+"""Layers on disk: found by key, built aside, renamed when done, and dropped when nobody needs them.
+
+LOCATION/cache/<root|user|root-copy|user-copy>/KEY/tree        what the step added (an overlay upper)
+LOCATION/cache/<...>/KEY/layer.json                            what went into it (for `inv why`)
+LOCATION/cache/<...>/.KEY.part/                                a step that is being built, or was cut off
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import getpass
+import json
+import os
+import socket
+import time
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from build.agent.events import Emit, Failure
+from build.agent.sandbox import Place, Tree
+
+_held: dict[Path, int] = {}
+"""Locks live as long as this process: the kernel gives them back, whatever ends it."""
+
+
+def lock(location: Path, emit: Emit, what: str) -> None:
+    """Hold LOCATION for the rest of this process; wait for another holder and say who it is."""
+    if location in _held:
+        return
+    handle = os.open(location / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except OSError:
+        emit("note", text=f"waiting: {location} is in use by {_holder(handle)}")
+        fcntl.flock(handle, fcntl.LOCK_EX)
+    holder = {
+        "user": getpass.getuser(),
+        "pid": os.getpid(),
+        "host": socket.gethostname(),
+        "what": what,
+        "since": int(time.time()),
+    }
+    os.ftruncate(handle, 0)
+    os.pwrite(handle, json.dumps(holder).encode(), 0)
+    _held[location] = handle
+
+
+def _holder(handle: int) -> str:
+    try:
+        told = json.loads(os.pread(handle, 4096, 0))
+        since = int(time.time()) - told["since"]
+        return f"{told['user']} (pid {told['pid']} on {told['host']}, {told['what']}, for {since} s)"
+    except (ValueError, KeyError):
+        return "another build"
+
+
+def is_locked(location: Path) -> bool:
+    """Tell whether a build of another process runs there."""
+    if location in _held or not (location / "lock").exists():
+        return False
+    handle = os.open(location / "lock", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except OSError:
+        return True
+    finally:
+        os.close(handle)
+    return False
+
+
+def path(place: Place, key: str) -> Path:
+    """Directory of a finished layer."""
+    return place.store / key
+
+
+def part(place: Place, key: str) -> Path:
+    """Directory of a layer in the making."""
+    return place.store / f".{key}.part"
+
+
+def has(place: Place, key: str) -> bool:
+    """Tell whether a layer is finished."""
+    return (path(place, key) / "layer.json").is_file()
+
+
+def use(place: Place, key: str) -> None:
+    """Mark a layer as just used; the oldest go first when room is needed."""
+    with contextlib.suppress(OSError):
+        os.utime(path(place, key) / "layer.json")
+
+
+def record(place: Place, key: str) -> dict[str, Any]:
+    """What went into a layer; raises Failure if it is gone."""
+    try:
+        told: dict[str, Any] = json.loads((path(place, key) / "layer.json").read_text(encoding="utf-8"))
+    except OSError as error:
+        raise Failure(f"layer {key} is not in the cache", "run: inv build") from error
+    return told
+
+
+def view(place: Place, chain: list[str]) -> Tree:
+    """The finished tree of a chain of keys (lowest first), read-only."""
+    if not place.overlay:
+        return Tree(lower=(path(place, chain[-1]) / "tree",))
+    return Tree(lower=tuple(path(place, key) / "tree" for key in reversed(chain)))
+
+
+def every(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Finished layers in a store with their records, the least recently used first."""
+    for entry in sorted(folder.glob("*/layer.json"), key=lambda file: file.stat().st_mtime):
+        with contextlib.suppress(OSError, ValueError):
+            yield entry.parent, json.loads(entry.read_text(encoding="utf-8"))
+
+
+def parts(folder: Path) -> list[Path]:
+    """Leftovers in a store of steps that were cut off."""
+    return sorted(folder.glob(".*.part"))

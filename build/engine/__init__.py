@@ -1,0 +1,1 @@
+"""The engine: settings, plan, hosts and the console. Steps describe, the engine acts."""

@@ -1,0 +1,17 @@
+"""The one error people see: what is wrong, and what to do about it."""
+
+from __future__ import annotations
+
+from invoke import Exit
+
+
+class BuildError(Exit):
+    """End the run with one line of what, one line of `hint:`, and a status that is not 0.
+
+    Invoke prints it without a traceback because it is an `invoke.Exit`.
+    """
+
+    def __init__(self, what: str, hint: str = "", code: int = 1) -> None:
+        self.what = what
+        self.hint = hint
+        super().__init__(f"error: {what}" + (f"\n  hint: {hint}" if hint else ""), code)

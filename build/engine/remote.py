@@ -1,0 +1,236 @@
+"""The flags that every verb knows, and the executor that runs verbs on the hosts they name.
+
+`inv -H HOST build` works with the stock `inv`: while tasks.py is imported, between Invoke's two passes
+over the command line, the running program is taught our flags and reads its command line once more.
+Limit: a bare `inv --help` exits before tasks.py is loaded and does not list them (`inv -H x --help` does).
+"""
+
+from __future__ import annotations
+
+import copy
+import logging
+import os
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+from typing import Any
+
+from invoke import Argument, Call, Config, Context, Executor, Exit, Program
+
+from build.engine.errors import BuildError
+from build.engine.host import Host
+
+INTERRUPTED = 130
+"""Exit status after Ctrl-C, as shells have it (128 + SIGINT)."""
+
+
+@dataclass(frozen=True)
+class Flags:
+    """Values of the core flags of one command line."""
+
+    hosts: tuple[str, ...] = ()
+    image: str = ""
+    overrides: tuple[str, ...] = ()
+    formats: str = ""
+    yes: bool = False
+    frozen: bool = False
+    ask_password: bool = False
+    debug: bool = False
+
+
+class Repeatable(Argument):
+    """A flag that may be given many times, before and after the verb: Invoke's two passes each see a part."""
+
+    def __init__(self, seen: list[str], **options: Any) -> None:
+        super().__init__(kind=list, **options)
+        self._seen = seen
+        self.raw_value = None  # so that Invoke asks for the value
+
+    def __deepcopy__(self, _memo: dict[int, Any]) -> Repeatable:
+        """Share what was seen: the parser works on deep copies."""
+        return copy.copy(self)
+
+    def set_value(self, value: Any, cast: bool = True) -> None:
+        """Take one more value; the argument's own is then everything given so far."""
+        self._seen.append(value)
+        self.raw_value = value
+        self._value = list(self._seen)
+
+
+def teach(program: Program) -> None:
+    """Give the running `inv` our core flags, then let it read its command line once more."""
+    if not program.argv or "hosts" in program.args:
+        return  # imported by a test or by `fab`: no `inv` to teach
+    stock = program.core_args
+    overrides: list[str] = []
+
+    def core_args() -> list[Argument]:
+        return [
+            *stock(),
+            Argument(names=("hosts", "H"), help="Build on this host over SSH (a,b,c: on each of them)."),
+            Argument(names=("image",), help="Image definition (default: config/systemvm.yaml)."),
+            Repeatable(overrides, names=("set",), help="Change a setting: KEY=VALUE; may be repeated."),
+            Argument(names=("formats",), help="Convert to these: a,b,c (default: those of the definition)."),
+            Argument(names=("yes",), kind=bool, default=False, help="Answer yes to every question."),
+            Argument(
+                names=("frozen",), kind=bool, default=False, help="Use the stored resolution, ask no mirror."
+            ),
+            Argument(
+                names=("ask-password",),
+                kind=bool,
+                default=False,
+                help="Ask for the root password of the image.",
+            ),
+        ]
+
+    program.core_args = core_args
+    program.parse_core(unglue(program.argv))
+    # Invoke's own account of every call is not what --debug is for here.
+    logging.getLogger("invoke").setLevel(logging.WARNING)
+
+
+def unglue(argv: Sequence[str]) -> list[str]:
+    """Write `-Hhost` as `-H host`: behind a verb Invoke would take its letters for flags of their own."""
+    end = argv.index("--") if "--" in argv else len(argv)
+    apart = (["-H", word[2:]] if word.startswith("-H") and len(word) > 2 else [word] for word in argv[:end])
+    return [*(word for words in apart for word in words), *argv[end:]]
+
+
+class HostContext(Context):
+    """What a task gets: Invoke's context, with the host it works on and the flags that were given."""
+
+    def __init__(self, config: Config, host: Host, flags: Flags) -> None:
+        super().__init__(config)
+        self._set(host=host, flags=flags, state={})
+
+
+class HostCall(Call):
+    """A call that runs in the context it is given."""
+
+    def __init__(self, *args: Any, context: Context, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        self.context = context
+
+    def clone_data(self) -> dict[str, Any]:
+        """What a clone needs, too."""
+        return {**super().clone_data(), "context": self.context}
+
+    def make_context(self, config: Config, core_parse_result: Any = None) -> Context:
+        """Give the context; the second argument is Invoke 3's."""
+        return self.context
+
+
+class HostExecutor(Executor):
+    """Run every call, pre- and post-tasks too, on each host of -H; without -H, on this machine."""
+
+    context: HostContext | None = None
+
+    def execute(self, *tasks: Any) -> Any:
+        """Run the tasks on one host after the other; one host's failure does not stop the next."""
+        flags = read_flags(self.core)
+        failed: dict[str, BuildError] = {}
+        results: Any = {}
+        for name in flags.hosts or ("",):
+            try:
+                with self._on(name, flags):
+                    results = super().execute(*tasks)
+            except KeyboardInterrupt:
+                raise BuildError(
+                    "interrupted", "run it again: finished layers are kept", INTERRUPTED
+                ) from None
+            except BrokenPipeError:
+                # Our reader left (`inv config | head`): there is nobody to tell.
+                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+                raise Exit(code=141) from None
+            except BuildError as error:
+                if len(flags.hosts) < 2:
+                    raise
+                failed[name] = error
+        if failed:
+            raise BuildError("\n".join(f"{name}: {error.message}" for name, error in failed.items()))
+        return results
+
+    @contextmanager
+    def _on(self, name: str, flags: Flags) -> Iterator[None]:
+        with connect(name, self.config) as inner:
+            host = Host(name, inner, flags.debug)
+            self.context = HostContext(self.config.clone(), host, flags)
+            try:
+                yield
+            finally:
+                self.context = None
+                host.close()
+
+    def expand_calls(self, calls: Any) -> list[Call]:
+        """Put every call into this host's context."""
+        expanded: list[Call] = super().expand_calls(calls)
+        if self.context is None:
+            return expanded
+        return [
+            call if isinstance(call, HostCall) else call.clone(into=HostCall, with_={"context": self.context})
+            for call in expanded
+        ]
+
+
+def read_flags(core: Any) -> Flags:
+    """Read our flags from what Invoke parsed."""
+    args = core[0].args if core else {}
+
+    def given(name: str, default: Any) -> Any:
+        return args[name].value if name in args and args[name].value is not None else default
+
+    hosts = tuple(name.strip() for name in str(given("hosts", "")).split(",") if name.strip())
+    if "hosts" in args and args["hosts"].value is not None and not hosts:
+        raise BuildError("-H names no host", "write -H HOST")
+    return Flags(
+        hosts,
+        str(given("image", "")),
+        tuple(dict.fromkeys(given("set", ()))),
+        str(given("formats", "")),
+        bool(given("yes", False)),
+        bool(given("frozen", False)),
+        bool(given("ask-password", False)),
+        bool(given("debug", False)),
+    )
+
+
+@contextmanager
+def connect(name: str, config: Config) -> Iterator[Context]:
+    """Give a context that runs commands on this host: a local one, or an open SSH connection.
+
+    Refuses unknown host keys. Addresses, users, keys and jump hosts come from the user's ssh configuration.
+    """
+    if not name:
+        yield Context(config.clone())
+        return
+    from fabric import Config as SshConfig  # only a remote run pays for the import
+    from fabric import Connection
+    from paramiko import RejectPolicy, SSHException
+
+    ssh = config.clone(into=SshConfig)
+    ssh.load_ssh_config()  # a clone of Invoke's config has not read it
+    connection = Connection(name, config=ssh, connect_timeout=20)
+    connection.client.load_system_host_keys()
+    connection.client.set_missing_host_key_policy(RejectPolicy())  # Fabric's own accepts any
+    try:
+        connection.open()
+    except (OSError, EOFError, SSHException) as error:
+        raise BuildError(f"cannot reach build host {name!r}: {error}", f"try: ssh {name} true") from None
+    try:
+        yield connection
+    finally:
+        connection.close()
+
+
+def ask_password(prompt: str) -> str:
+    """Ask twice, hidden; raises BuildError when there is nobody to ask or the answers differ."""
+    import getpass
+
+    if not os.isatty(0):
+        raise BuildError(
+            "--ask-password needs a terminal", "set SYSTEMVM_PASSWORD in the environment or .env"
+        )
+    first = getpass.getpass(f"{prompt}: ")
+    if first != getpass.getpass("once more: "):
+        raise BuildError("the two passwords differ", "run it again")
+    return first

@@ -1,0 +1,412 @@
+"""What to build: typed, frozen, validated together, and able to say where each value came from.
+
+Order of precedence: `--set` > environment (`SYSTEMVM_<NAME>`) > `.env` > image definition (YAML) > default.
+"""
+
+from __future__ import annotations
+
+import ipaddress
+import os
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Annotated, Any, Literal, TypeGuard, get_args, get_origin
+
+import yaml
+from pydantic import (
+    BaseModel,
+    ConfigDict,
+    Field,
+    SecretStr,
+    ValidationError,
+    ValidationInfo,
+    field_validator,
+    model_validator,
+)
+
+from build.engine import sources
+from build.engine.errors import BuildError
+from build.engine.options import Options, Ovf, Qcow2
+from build.engine.sources import Given
+
+Suite = Literal["bookworm", "trixie"]
+Arch = Literal["amd64", "i386"]
+KERNELS: Mapping[tuple[str, str], str] = {
+    ("bookworm", "amd64"): "linux-image-amd64",
+    ("bookworm", "i386"): "linux-image-686-pae",
+    ("trixie", "amd64"): "linux-image-amd64",
+}
+"""Kernel package by suite and arch; a pair that is missing has no kernel in Debian (trixie dropped i386)."""
+BOOT_PACKAGES: Mapping[str, str] = {"bios": "grub-pc-bin", "uefi": "systemd-boot-efi"}
+"""Package that brings the boot code of each firmware."""
+
+
+class Part(BaseModel):
+    """A frozen piece of the settings; unknown keys are errors."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, validate_default=True)
+
+
+class Vrrp(Part):
+    """Values of the redundant router's keepalived.conf, when it is rendered at build time."""
+
+    enabled: bool = False
+    """Write a live /etc/keepalived/keepalived.conf into the image; template and renderer go in regardless."""
+    router_id: str = "systemvm"
+    instance: str = "inside_network"
+    state: Literal["MASTER", "BACKUP"] = "BACKUP"
+    interface: str = "eth2"
+    virtual_router_id: Annotated[int, Field(ge=1, le=255)] = 51
+    priority: Annotated[int, Field(ge=1, le=254)] = 100
+    advert_int: Annotated[int, Field(strict=True, ge=1, le=255)] = 1
+    """Whole seconds: VRRPv2 sends one octet (RFC 3768, 5.3.7)."""
+    nopreempt: bool = True
+    auth_type: Literal["AH", "PASS", "none"] = "AH"
+    auth_pass: str = ""
+    addresses: tuple[str, ...] = ()
+    """Virtual addresses, `ADDRESS/PREFIX`, the same list on every router of the group."""
+    check_script: str = "/ramdisk/rrouter/heartbeat.sh"
+    check_interval: Annotated[int, Field(ge=1)] = 5
+    notify_master: str = "/opt/cloud/bin/configure_router.py --primary"
+    notify_backup: str = "/opt/cloud/bin/configure_router.py --backup"
+    notify_fault: str = "/opt/cloud/bin/configure_router.py --fault"
+
+    @field_validator("*")
+    @classmethod
+    def _check_printable(cls, value: Any) -> Any:
+        if isinstance(value, str) and not value.isprintable():
+            raise ValueError("a newline or control character would end the line in keepalived.conf")
+        return value
+
+    @field_validator("addresses")
+    @classmethod
+    def _check_addresses(cls, values: tuple[str, ...]) -> tuple[str, ...]:
+        for value in values:
+            ipaddress.ip_interface(value)
+        return values
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Vrrp:
+        if self.nopreempt and self.state == "MASTER":
+            raise ValueError("nopreempt needs state BACKUP on every router")
+        if self.enabled and self.auth_type != "none" and not self.auth_pass:
+            raise ValueError(f"auth_type {self.auth_type} needs auth_pass")
+        return self
+
+
+class Services(Part):
+    """Units switched on and off in the image, in addition to what their packages do."""
+
+    enable: tuple[str, ...] = ()
+    disable: tuple[str, ...] = ()
+    mask: tuple[str, ...] = ()
+
+    @field_validator("*")
+    @classmethod
+    def _check_units(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9:_.@\\-]*", name):
+                raise ValueError(f"{name!r} is not the name of a unit")
+        return names
+
+
+class Settings(Part):
+    """Everything that decides what an image holds and where it is built.
+
+    `location`, `mountpoint` and `imageloc` are empty until a host is known: their defaults depend on it.
+    """
+
+    imagename: str = "systemvm"
+    location: str = ""
+    mountpoint: str = ""
+    imageloc: str = ""
+    password: SecretStr = SecretStr("")
+    apt_proxy: str = ""
+    hostname: str = "systemvm"
+    size: Annotated[int, Field(ge=64, le=2088960)] = 2000
+    """MiB, made even: a VHD for XenServer is a multiple of 2 MiB."""
+    debian_mirror: str = ""
+    security_mirror: str = ""
+    security: bool = True
+    keyring: str = ""
+    """Keyring file on the build host that signs the mirror; empty means Debian's own."""
+    minimize: bool = True
+    cloudstack_release: str = ""
+    suite: Suite = "bookworm"
+    arch: Arch = "amd64"
+    firmware: tuple[Literal["bios", "uefi"], ...] = ()
+    """What the disk boots under; empty means all that the arch can do (i386: BIOS only)."""
+    components: tuple[str, ...] = ("main",)
+    packages: Mapping[str, tuple[str, ...]] = Field(default_factory=dict)
+    """Package names by suite; the row `all` goes to every suite."""
+    jre: str = ""
+    """Java runtime package, or empty for none."""
+    image_mirror: str = ""
+    """What the image's own sources list says; empty means Debian's own mirror name."""
+    kernel_cmdline: str = "console=tty0 console=ttyS0,115200n8 net.ifnames=0 biosdevname=0"
+    bootstrap: Literal["mmdebstrap", "debootstrap"] = "mmdebstrap"
+    rootfs: tuple[str, ...] = ()
+    """Overlay folders laid over the tree in this order, relative to the image definition."""
+    services: Services = Services()
+    formats: tuple[str, ...] = ()
+    names: Mapping[str, str] = Field(default_factory=dict)
+    """File name of each format's artifact; `{release}`, `{arch}` and `{imagename}` are filled in."""
+    qcow2: Qcow2 = Qcow2()
+    ovf: Ovf = Ovf()
+    vrrp: Vrrp = Vrrp()
+    cache_limit: Annotated[int, Field(ge=1)] = 10
+    """GiB of layers that `build` keeps."""
+    space_headroom: Annotated[int, Field(ge=0)] = 0
+    """MiB that must stay free in the root file system."""
+
+    @field_validator("size")
+    @classmethod
+    def _make_even(cls, value: int) -> int:
+        return value + value % 2
+
+    @field_validator("imagename", "hostname")
+    @classmethod
+    def _check_name(cls, value: str) -> str:
+        if not re.fullmatch(r"[A-Za-z0-9]([A-Za-z0-9.-]{0,62}[A-Za-z0-9])?", value):
+            raise ValueError("use letters, digits, dots and dashes only, at most 64")
+        return value
+
+    @field_validator("location", "mountpoint", "imageloc", "keyring")
+    @classmethod
+    def _check_absolute(cls, value: str) -> str:
+        if value == "/":
+            raise ValueError("the root directory of the host cannot be used")
+        if value and (not value.startswith("/") or os.path.normpath(value) != value.rstrip("/")):
+            raise ValueError("use an absolute path without '..'")
+        if any(char in value for char in ":,\n\\"):
+            raise ValueError("a path with ':', ',', a backslash or a newline cannot be mounted")
+        return value.rstrip("/")
+
+    @field_validator("debian_mirror", "security_mirror", "apt_proxy", "image_mirror")
+    @classmethod
+    def _check_url(cls, value: str, info: ValidationInfo) -> str:
+        schemes = [
+            "http",
+            "https",
+            *(["file"] if info.field_name in ("debian_mirror", "security_mirror") else []),
+        ]
+        if value and not re.fullmatch(rf"({'|'.join(schemes)})://[^\s\"'\[\]]+", value):
+            raise ValueError(f"use a URL that starts with {' or '.join(f'{name}://' for name in schemes)}")
+        return value.rstrip("/")
+
+    @field_validator("password")
+    @classmethod
+    def _check_password(cls, value: SecretStr) -> SecretStr:
+        if not value.get_secret_value().isprintable():
+            raise ValueError("control characters cannot be typed at a login")
+        return value
+
+    @field_validator("components")
+    @classmethod
+    def _check_components(cls, names: tuple[str, ...]) -> tuple[str, ...]:
+        for name in names:
+            if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", name):
+                raise ValueError(f"{name!r} is not a component")
+        if not names:
+            raise ValueError("name at least one component")
+        return names
+
+    @field_validator("kernel_cmdline")
+    @classmethod
+    def _check_cmdline(cls, value: str) -> str:
+        if not value.isprintable() or re.search(r"[\"'\\$`]", value):
+            raise ValueError("quotes, newlines, '$' and backslashes cannot be passed to a kernel")
+        return value
+
+    @field_validator("packages")
+    @classmethod
+    def _check_packages(cls, table: Mapping[str, tuple[str, ...]]) -> Mapping[str, tuple[str, ...]]:
+        for row, names in table.items():
+            if row not in ("all", *get_args(Suite)):
+                raise ValueError(f"unknown row {row!r}; known rows: all, {', '.join(get_args(Suite))}")
+            for name in names:
+                if not re.fullmatch(r"[a-z0-9][a-z0-9+.-]+(:[a-z0-9]+)?", name):
+                    raise ValueError(f"{name!r} is not a package name")
+        return table
+
+    @model_validator(mode="after")
+    def _check_together(self) -> Settings:
+        if (self.suite, self.arch) not in KERNELS:
+            raise ValueError(f"{self.suite} has no kernel for {self.arch}; use suite bookworm or arch amd64")
+        if self.arch == "i386" and "uefi" in self.firmware:
+            raise ValueError("i386 boots under BIOS only; leave uefi out of firmware")
+        if self.imageloc and self.mountpoint and self.imageloc.startswith(self.mountpoint + "/"):
+            raise ValueError("imageloc lies below mountpoint, where it would be hidden")
+        return self
+
+    def shown(self) -> dict[str, Any]:
+        """Every setting as plain values fit to be printed or published: secrets only as set or empty."""
+        values = self.model_dump(mode="json")
+        values["password"] = "(set)" if self.password.get_secret_value() else ""
+        values["vrrp"]["auth_pass"] = "(set)" if self.vrrp.auth_pass else ""
+        return values
+
+    @property
+    def convert(self) -> Options:
+        """How formats are written."""
+        return Options(qcow2=self.qcow2, ovf=self.ovf)
+
+    @property
+    def kernel(self) -> str:
+        """Name of the kernel package for this suite and arch."""
+        return KERNELS[(self.suite, self.arch)]
+
+    @property
+    def boots_under(self) -> tuple[str, ...]:
+        """Firmware that the disk boots under."""
+        return self.firmware or (("bios", "uefi") if self.arch == "amd64" else ("bios",))
+
+    @property
+    def boot_packages(self) -> tuple[str, ...]:
+        """What the disk step takes from the tree: ext4 tools, GRUB's BIOS files, systemd's stub for UEFI."""
+        return ("e2fsprogs", *(BOOT_PACKAGES[firmware] for firmware in self.boots_under))
+
+    @property
+    def package_list(self) -> tuple[str, ...]:
+        """Every package asked for by name: the table's rows, kernel, boot and JRE, without repeats."""
+        rows = (*self.packages.get("all", ()), *self.packages.get(self.suite, ()))
+        asked = (*rows, self.kernel, *self.boot_packages)
+        return tuple(dict.fromkeys((*asked, self.jre) if self.jre else asked))
+
+
+@dataclass(frozen=True)
+class Loaded:
+    """Settings with the origin of every key, and what the image definition brings along."""
+
+    settings: Settings
+    origins: Mapping[str, str]
+    definition: Path
+    overlays: tuple[Path, ...] = field(default_factory=tuple)
+
+
+def load(
+    definition: Path,
+    environ: Mapping[str, str],
+    dotenv: Path | None = None,
+    overrides: Iterable[str] = (),
+    password: str | None = None,
+) -> Loaded:
+    """Merge all sources into settings; raises BuildError that names key, file, line and nearest key.
+
+    `origins` has a row for every key, and one for every `table.key` that was given.
+    """
+    given = [
+        *map(_no_password, sources.from_definition(definition)),
+        *(sources.from_dotenv(dotenv) if dotenv else ()),
+        *sources.from_environment(environ),
+        *map(_no_password, sources.from_flags(overrides)),
+    ]
+    if password is not None:
+        given.append(Given(("password",), password, "--ask-password"))
+    values: dict[str, Any] = {}
+    origins: dict[str, str] = dict.fromkeys(Settings.model_fields, "default")
+    for leaf in (leaf for one in given for leaf in _leaves(one)):
+        _put(values, leaf.path, leaf.value)
+        origins[leaf.path[0]] = origins[".".join(leaf.path)] = leaf.origin
+    try:
+        settings = Settings.model_validate(values)
+    except ValidationError as error:
+        raise _explain(error, origins) from None
+    overlays = tuple(definition.parent / folder for folder in settings.rootfs)
+    for folder in overlays:
+        if not folder.is_dir():
+            what = f"{origins['rootfs']}: no overlay folder {sources.short(folder)}"
+            raise BuildError(what, "create it or take it out of rootfs")
+    return Loaded(settings, origins, definition, overlays)
+
+
+def _no_password(given: Given) -> Given:
+    """Refuse a password where other people would read it: in a committed file, in a list of processes."""
+    if given.path[0] == "password":
+        raise BuildError(
+            f"{given.origin}: a password may not stand there",
+            "put SYSTEMVM_PASSWORD into the environment or .env, or use --ask-password",
+        )
+    return given
+
+
+def _leaves(given: Given) -> Iterator[Given]:
+    """Read a value by its key's type; a table is taken apart, so that it adds to what is known of it."""
+    path = _path(given)
+    kind = _type_of(path, given.origin)
+    value = _read(kind, given)
+    if _is_table(kind) and isinstance(value, dict):
+        for key, inner in value.items():
+            yield from _leaves(Given((*path, str(key)), inner, given.origin, is_text=False))
+    else:
+        yield Given(path, value, given.origin, is_text=False)
+
+
+def _path(given: Given) -> tuple[str, ...]:
+    """Split the name of a variable such as VRRP_ADVERT_INT, which has no dots, at its table."""
+    (first, *rest), fields = given.path, Settings.model_fields
+    if first in fields or rest:
+        return given.path
+    tables = (name for name, field in fields.items() if _is_table(field.annotation))
+    table = next((name for name in tables if first.startswith(f"{name}_")), None)
+    return (table, first.removeprefix(f"{table}_")) if table else given.path
+
+
+def _is_table(kind: Any) -> TypeGuard[type[BaseModel]]:
+    return isinstance(kind, type) and issubclass(kind, BaseModel)
+
+
+def _type_of(path: tuple[str, ...], origin: str) -> Any:
+    """Find the type of a key; raises BuildError for an unknown one."""
+    kind: Any = Settings
+    for depth, part in enumerate(path):
+        if _is_table(kind):
+            if part not in kind.model_fields:
+                what = f"{origin}: unknown key {'.'.join(path[: depth + 1])!r}"
+                raise BuildError(what, sources.nearest(part, kind.model_fields))
+            kind = kind.model_fields[part].annotation
+        elif get_origin(kind) is Mapping:
+            kind = get_args(kind)[1]
+        else:
+            above = ".".join(path[:depth])
+            raise BuildError(f"{origin}: {above!r} holds one value, no keys", f"write it without {part!r}")
+    return kind
+
+
+def _read(kind: Any, given: Given) -> Any:
+    """Read text by the type of its key: lists with commas or as YAML, tables as YAML, numbers in decimal."""
+    text = given.value
+    if not given.is_text:
+        return given.written if kind is str and isinstance(text, int | float) else text
+    if get_origin(kind) is tuple and not text.lstrip().startswith("["):
+        return [part for part in re.split(r"[\s,]+", text) if part]
+    if get_origin(kind) in (tuple, Mapping) or _is_table(kind):
+        try:
+            return yaml.safe_load(text)
+        except yaml.YAMLError:
+            raise BuildError(f"{given.origin}: not YAML", "write {key: value} or [value, value]") from None
+    return int(text) if kind is int and re.fullmatch(r"[+-]?[0-9]{1,18}", text) else text
+
+
+def _put(values: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
+    for part in path[:-1]:
+        inner = values.get(part)
+        values[part] = dict(inner) if isinstance(inner, dict) else {}
+        values = values[part]
+    values[path[-1]] = value
+
+
+def _explain(error: ValidationError, origins: Mapping[str, str]) -> BuildError:
+    """Say where, which key, what is wrong with it, and what it was; a secret's value is never shown."""
+    lines = []
+    for problem in error.errors(include_url=False):
+        path = [str(part) for part in problem["loc"]]
+        prefixes = (".".join(path[:count]) for count in range(len(path), 0, -1))
+        where = next((origins[prefix] for prefix in prefixes if prefix in origins), "")
+        got, message = problem["input"], problem["msg"].removeprefix("Value error, ")
+        plain = isinstance(got, str | int | float) and not {"password", "auth_pass"} & {*path}
+        shown = f" (got {got!r})" if plain and len(repr(got)) < 60 else ""
+        key = "" if where.endswith(".".join(path)) else ".".join(path)
+        lines.append(": ".join(part for part in (where, key, message + shown) if part))
+    return BuildError("; ".join(lines), "correct it; .env.example tells every key and its meaning")

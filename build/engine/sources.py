@@ -1,0 +1,154 @@
+"""Where settings come from: each source read into values that know their origin."""
+
+from __future__ import annotations
+
+import difflib
+import re
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from build.engine.errors import BuildError
+
+PREFIX = "SYSTEMVM_"
+"""Of variables in the environment and in `.env`; a bare HOSTNAME is set by every container."""
+
+
+@dataclass(frozen=True)
+class Given:
+    """A value for a key (`path` holds its parts) and who gave it.
+
+    Text still has to be read by the type of its key. `written` is how a plain YAML value stands in the
+    file: 4.20 is a number to YAML, but not where a text is wanted.
+    """
+
+    path: tuple[str, ...]
+    value: Any
+    origin: str
+    is_text: bool = True
+    written: str = ""
+
+
+def from_definition(path: Path) -> list[Given]:
+    """Read an image definition in YAML: every leaf, with its line.
+
+    Raises BuildError with file and line when it cannot be read or a key stands twice.
+    """
+    name = short(path)
+    try:
+        node = yaml.compose(path.read_text(encoding="utf-8"), Loader=yaml.SafeLoader)
+        if node is None:
+            return []
+        if not isinstance(node, yaml.MappingNode):
+            raise BuildError(f"{name}:1: expected keys and values", "write KEY: VALUE lines")
+        return list(_leaves(node, (), name))
+    except OSError as error:
+        what = f"cannot read image definition {name}: {error.strerror}"
+        raise BuildError(what, "give another with --image FILE") from None
+    except UnicodeDecodeError:
+        raise BuildError(f"{name} is not UTF-8 text", "give an image definition in YAML") from None
+    except RecursionError:
+        raise BuildError(f"{name}: an alias contains itself", "write the values out") from None
+    except yaml.YAMLError as error:
+        mark = getattr(error, "problem_mark", None)
+        where = f"{name}:{mark.line + 1}" if mark else name
+        raise BuildError(
+            f"{where}: {getattr(error, 'problem', None) or 'not YAML'}", "correct the YAML"
+        ) from None
+
+
+def _leaves(mapping: yaml.MappingNode, above: tuple[str, ...], name: str) -> Iterator[Given]:
+    seen: set[str] = set()
+    for key, value in mapping.value:
+        part, origin = str(key.value), f"{name}:{key.start_mark.line + 1}"
+        if part in seen:
+            raise BuildError(f"{origin}: key {part!r} stands twice", "keep one of them")
+        seen.add(part)
+        if isinstance(value, yaml.MappingNode):
+            yield from _leaves(value, (*above, part), name)
+        else:
+            written = value.value if isinstance(value, yaml.ScalarNode) else ""
+            yield Given((*above, part), construct(value), origin, is_text=False, written=written)
+
+
+def construct(node: yaml.Node) -> Any:
+    """Make the plain value that a YAML node stands for."""
+    return yaml.SafeLoader("").construct_document(node)
+
+
+def from_dotenv(path: Path) -> list[Given]:
+    """Read NAME=VALUE lines; quotes keep blanks and `#`, which otherwise starts a comment after a blank.
+
+    Raises BuildError with the line of what is no such line.
+    """
+    name = short(path)
+    try:
+        lines = path.read_text(encoding="utf-8").splitlines()
+    except FileNotFoundError:
+        return []
+    except (OSError, UnicodeDecodeError) as error:
+        reason = getattr(error, "strerror", "") or "not UTF-8 text"
+        raise BuildError(f"cannot read {name}: {reason}", "correct it, or move it away") from None
+    return [
+        _from_line(line.strip(), f"{name}:{number}")
+        for number, line in enumerate(lines, 1)
+        if line.strip() and not line.lstrip().startswith("#")
+    ]
+
+
+def _from_line(line: str, origin: str) -> Given:
+    name, separator, text = line.removeprefix("export ").partition("=")
+    if not separator or not name.strip().isidentifier():
+        raise BuildError(f"{origin}: not a NAME=VALUE line", f"write {PREFIX}NAME=VALUE")
+    if not name.startswith(PREFIX):
+        raise BuildError(f"{origin}: {name.strip()} has no prefix", f"write {PREFIX}{name.strip()}")
+    return Given((name.strip().removeprefix(PREFIX).lower(),), _unquote(text, origin), origin)
+
+
+def _unquote(text: str, origin: str) -> str:
+    quoted = text.strip()
+    mark = quoted[:1]
+    if mark not in ("'", '"'):
+        return re.split(r"\s#", text, maxsplit=1)[0].strip()
+    value, closing, rest = quoted[1:].partition(mark)
+    if not closing or not re.fullmatch(r"(\s+#.*)?", rest):
+        raise BuildError(f"{origin}: the quotes do not match", f"write NAME={mark}VALUE{mark}")
+    return value
+
+
+def from_environment(environ: Mapping[str, str]) -> list[Given]:
+    """Take the variables with our prefix."""
+    return [
+        Given((name.removeprefix(PREFIX).lower(),), value, f"environment {name}")
+        for name, value in sorted(environ.items())
+        if name.startswith(PREFIX)
+    ]
+
+
+def from_flags(overrides: Iterable[str]) -> list[Given]:
+    """Read the values of `--set KEY=VALUE`; a dot leads into a table. Raises BuildError without a `=`."""
+    given = []
+    for override in overrides:
+        key, separator, value = override.partition("=")
+        if not separator:
+            raise BuildError(f"--set {override!r} has no '='", "write --set KEY=VALUE")
+        given.append(Given(tuple(key.lower().split(".")), value, f"--set {key}"))
+    return given
+
+
+def nearest(word: str, known: Iterable[str]) -> str:
+    """Hint at the nearest known word, or at all of them."""
+    words = sorted(known)
+    near = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
+    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(words)}"
+
+
+def short(path: Path) -> str:
+    """Write a path as people near it would."""
+    try:
+        return str(path.resolve().relative_to(Path.cwd()))
+    except (ValueError, OSError):
+        return str(path)

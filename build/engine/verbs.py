@@ -1,0 +1,333 @@
+"""What the verbs of tasks.py do beyond bringing a layer: show, ask, and end well."""
+
+from __future__ import annotations
+
+import importlib
+import json
+import os
+import shlex
+import sys
+import time
+from pathlib import Path
+from typing import Any
+
+from build import convert as conversion
+from build import inspect as inspection
+from build.engine import pipeline, script
+from build.engine.console import size
+from build.engine.errors import BuildError
+from build.engine.host import CHECKOUT
+from build.engine.pipeline import Build
+from build.engine.remote import HostContext
+
+
+def config(build: Build) -> None:
+    """Print KEY VALUE ORIGIN for every setting; the password only as set or empty."""
+    site = build.prospect
+    shown = build.settings.shown()
+    for key, value in (
+        ("location", site["place"]["location"]),
+        ("mountpoint", site["place"]["mountpoint"]),
+        ("imageloc", site["image"]),
+    ):
+        shown[key] = value
+    rows = [(key.upper(), _short(value), build.loaded.origins[key]) for key, value in shown.items()]
+    build.console.table(("SETTING", "VALUE", "ORIGIN"), rows)
+
+
+def _short(value: Any) -> str:
+    text = value if isinstance(value, str) else json.dumps(value)
+    return text if len(text) <= 90 else f"{text[:87]}..."
+
+
+def plan(build: Build, scripts: bool) -> None:
+    """Print the steps with keys and states; with `scripts` the text of each."""
+    resolution = build.stored_resolution()
+    if resolution is None:
+        build.console.line("not resolved yet: keys are known after `inv resolve` or `inv build`")
+        resolution = pipeline.UNRESOLVED
+        present: set[str] = set()
+        layers = build.plan(resolution, build.prospect)
+    else:
+        layers = build.plan(resolution, build.prospect)
+        present = build.present(layers, build.prospect)
+    if not scripts:
+        unknown = resolution is pipeline.UNRESOLVED
+        rows = [
+            (
+                layer.step.name,
+                "?" if unknown else layer.key,
+                "cached" if layer.key in present else "to build",
+                len(layer.step.files),
+            )
+            for layer in layers
+        ]
+        build.console.table(("STEP", "KEY", "STATE", "FILES"), rows)
+        return
+    for layer in layers:
+        print(f"# ---- {layer.step.name}: {', '.join(map(repr, layer.step.files)) or 'no files'}")
+        print(script.render(layer.step.script))
+
+
+def why(build: Build, name: str) -> None:
+    """Print the inputs of a step that differ from its newest stored layer."""
+    resolution = build.stored_resolution()
+    if resolution is None:
+        raise BuildError("nothing is resolved yet", "run: inv build")
+    layer = build.layer(name, build.plan(resolution, build.prospect))
+    if build.present([layer], build.prospect):
+        build.console.line(f"{name}: cached as {layer.key}; nothing changed")
+        return
+    stored = build.host.call("records", place=build.prospect["place"], step=name)
+    if not stored:
+        build.console.line(f"{name}: was never built here")
+        return
+    build.console.line(f"{name}: {stored[-1]['key']} -> {layer.key}")
+    for line in pipeline.why(layer, stored[-1]) or ["a secret, the header or the epoch changed"]:
+        build.console.line(f"  {line}")
+
+
+def doctor(build: Build) -> None:
+    """Print the host's checks; fails when something a build needs is missing."""
+    rendering = importlib.import_module("build.doctor")
+    wanted = build.settings
+    rows = build.host.call(
+        "doctor",
+        build.follow,
+        place=build.prospect["place"],
+        image=build.prospect["image"],
+        settings=wanted.model_dump(mode="json", exclude={"password"}),
+    )
+    build.console.done()
+    rendering.show(build.console, rows)
+
+
+def resolve(build: Build) -> None:
+    """Print what the mirror has for us, or how old what we use instead is."""
+    started = time.monotonic()
+    found = build.resolution
+    total = size(sum(package.size for package in found.packages))
+    what = f"{len(found.packages)} packages, {total}, as of {_date(found.epoch)}"
+    if build.flags.frozen:
+        what += f"; frozen, the mirror was asked {_age(time.time() - found.checked)} ago"
+    build.console.step("frozen" if build.flags.frozen else "ok", "resolve", time.monotonic() - started, what)
+
+
+def _date(seconds: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
+
+
+def _age(seconds: float) -> str:
+    for length, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * length:
+            return f"{int(seconds // length)} {unit}"
+    return f"{int(seconds)} seconds"
+
+
+def mount(build: Build, keep: bool) -> None:
+    """Prove the sandbox, or show the finished tree on the host."""
+    if not keep:
+        preflight(build)
+        build.mount()
+        return
+    top = build.ensure("seal")
+    shown = build.host.call("keep", place=build.site["place"], chain=list(top.chain), action="mount")
+    build.console.line(
+        f"the finished tree is mounted read-only at {shown['mountpoint']}; take it away with: inv umount"
+    )
+
+
+def umount(build: Build) -> None:
+    """Unmount what --keep mounted."""
+    shown = build.host.call("keep", place=build.prospect["place"], chain=[], action="umount")
+    build.console.line(f"unmounted {shown['mountpoint']}")
+
+
+def preflight(build: Build) -> None:
+    """Check settings, tools, space and privileges before anything else; then resolve, before any download."""
+    if build.flags.formats or build.settings.formats:
+        wanted = conversion.chosen(build.flags.formats, build.settings)
+        conversion.request(build.loaded, wanted, "", "", 0, build.settings.convert)
+    build.host.call(
+        "preflight",
+        build.follow,
+        location=build.site["place"]["location"],
+        image=build.site["image"],
+    )
+    resolve(build)
+
+
+def keepalived_render(build: Build) -> None:
+    """Bring the layer and print how long a failover may take."""
+    from build.keepalived import failover_bound
+
+    build.ensure("keepalived-render")
+    vrrp = build.settings.vrrp
+    build.console.note(
+        f"failover within {failover_bound(vrrp.advert_int, vrrp.priority):.2f} s "
+        f"(advert_int {vrrp.advert_int}, priority {vrrp.priority})"
+    )
+
+
+def build(build: Build) -> None:
+    """Finish a build: convert to what was asked for and say where it lies."""
+    disk = build.disk()["disk"]
+    image = build.site["image"]
+    build.console.line(
+        f"image {image}  {size(disk['size'])} ({size(disk['allocated'])} on disk)  "
+        f"sha256 {disk['sha256'][:16]}"
+    )
+    if build.flags.formats or build.settings.formats:
+        convert(build, build.flags.formats)
+
+
+def shell(build: Build, at: str, command: str) -> int:
+    """Open the shell; answers its exit status."""
+    resolution = build.stored_resolution()
+    if resolution is None:
+        raise BuildError("there is no tree yet", "run: inv build")
+    layers = build.plan(resolution, build.prospect)
+    layer = build.layer(at or layers[-1].step.name, layers)
+    missing = [
+        link.step.name
+        for link in layers[: len(layer.chain)]
+        if link.key not in build.present(layers, build.prospect)
+    ]
+    if missing:
+        raise BuildError(f"{missing[0]} is not in the cache", f"run: inv {missing[-1]}")
+    return build.host.interact(
+        "shell",
+        {
+            "place": build.prospect["place"],
+            "chain": list(layer.chain),
+            "label": layer.step.name,
+            "argv": shlex.split(command),
+        },
+    )
+
+
+def boot(build: Build, uefi: bool, memory: str) -> int:
+    """Boot the image on this terminal; answers QEMU's exit status."""
+    _need_image(build)
+    return build.host.interact(
+        "boot",
+        {
+            "image": build.prospect["image"],
+            "format": "raw",
+            "firmware": "uefi" if uefi else "bios",
+            "memory": _mebibytes(memory),
+            "arch": build.settings.arch,
+            "work": f"{build.prospect['place']['location']}/logs",
+        },
+    )
+
+
+def verify(build: Build, memory: str, target: str) -> None:
+    """Boot, check, print the table, write JSON; fails if any check does."""
+    rendering = importlib.import_module("build.verify")
+    _need_image(build)
+    wanted = build.settings
+    result = build.host.call(
+        "verify",
+        build.follow,
+        image=build.prospect["image"],
+        format="raw",
+        firmware=list(wanted.boots_under),
+        memory=_mebibytes(memory),
+        arch=wanted.arch,
+        expect=rendering.expectations(wanted, build.loaded.overlays),
+        work=f"{build.prospect['place']['location']}/logs",
+        grow_to=wanted.size + 512,
+    )
+    build.console.done()
+    rendering.show(build.console, result)
+    report = Path(target) if target else CHECKOUT / "dist" / f"{wanted.imagename}.verify.json"
+    report.parent.mkdir(exist_ok=True)
+    report.write_text(json.dumps(result, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    build.console.line(f"report {report}")
+    if not all(guest["ok"] for guest in result["guests"]):
+        raise BuildError(
+            "the image does not pass", "read the rows that say FAIL and the serial logs named above"
+        )
+
+
+def _mebibytes(text: str) -> int:
+    if not text.isascii() or not text.isdigit() or not 64 <= int(text) <= 1 << 20:
+        raise BuildError(f"--memory {text!r} is not a number of MiB", "write --memory 256")
+    return int(text)
+
+
+def convert(build: Build, formats: str) -> None:
+    """Convert the raw image to the formats asked for, else to those of its definition."""
+    wanted = conversion.chosen(formats, build.settings)
+    image = build.prospect["image"]
+    manifest = _need_image(build)
+    outdir = build.prospect["place"]["location"]
+    request = conversion.request(
+        build.loaded, wanted, image, outdir, manifest.get("epoch", 0), build.settings.convert
+    )
+    answer = build.host.call("convert", build.follow, **request, location=outdir)
+    for file in answer["files"]:
+        build.console.step(
+            file["state"], file["format"], file["seconds"], f"{file['file']}  {size(file['size'])}"
+        )
+
+
+def inspect(build: Build, file: str) -> None:
+    """Say what an image file is and what is wrong with it; fails when a hypervisor would refuse it."""
+    path = file if build.host.remote else str(Path(file).resolve())
+    told = build.host.call("inspect", build.follow, file=path)
+    build.console.done()
+    for line in inspection.lines(told):
+        build.console.line(line)
+    if inspection.status(told):
+        raise BuildError(f"{file} would be refused", "correct what the findings name, or convert again")
+
+
+def _need_image(build: Build) -> dict[str, Any]:
+    manifest: dict[str, Any] = build.host.call("manifest", image=build.prospect["image"])
+    return manifest
+
+
+def clean(build: Build, what: str, dry_run: bool) -> None:
+    """Remove and say what."""
+    reach: list[str] = []
+    if what == "cache" and (resolution := build.stored_resolution()):
+        reach = [layer.key for layer in build.plan(resolution, build.prospect)]
+    rows = build.host.call(
+        "clean",
+        build.follow,
+        place=build.prospect["place"],
+        image=build.prospect["image"],
+        what=what,
+        reach=reach,
+        dry_run=dry_run,
+    )["removed"]
+    for row in rows:
+        build.console.line(f"{'would remove' if dry_run else 'removed'} {row['path']}  {size(row['bytes'])}")
+    build.console.line(
+        f"{len(rows)} {'thing' if len(rows) == 1 else 'things'}, {size(sum(row['bytes'] for row in rows))}"
+    )
+
+
+def test(context: HostContext, ring: str, name: str) -> None:
+    """Run pytest on the asked ring."""
+    rings = ("unit", "golden", "root", "boot", "remote")
+    if ring and ring not in rings:
+        raise BuildError(f"no ring {ring!r}", f"rings: {', '.join(rings)}")
+    arguments = [*(("-m", ring) if ring else ()), *(("-k", name) if name else ())]
+    # Most of the time goes into waiting for emulated guests, each of which keeps one core busy.
+    workers = ["-n", str(min(os.cpu_count() or 1, 4)), "--dist", "worksteal"]
+    status = context.host.show([sys.executable, "-B", "-m", "pytest", *workers, *arguments], CHECKOUT)
+    if status:
+        raise BuildError("tests failed", "read the lines above", status)
+
+
+def bench(context: HostContext, name: str, pairs: str) -> None:
+    """Run one of the benchmarks."""
+    known = sorted(path.stem for path in (CHECKOUT / "bench").glob("*.py"))
+    if name not in known:
+        raise BuildError(f"no benchmark {name!r}", f"benchmarks: {', '.join(known)}")
+    line = [sys.executable, "-B", f"bench/{name}.py", "--pairs", pairs]
+    if status := context.host.show(line, CHECKOUT):
+        raise BuildError("slower than wanted", "run it again on a quiet machine", status)

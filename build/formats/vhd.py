@@ -1,0 +1,615 @@
+"""VHD, dynamic: for XenServer/XCP-ng (creator `tap`, with a batmap) and for Hyper-V (creator `win `).
+
+Layout and fields follow Microsoft's "Virtual Hard Disk Image Format Specification" 1.0; the batmap, the
+geometry rule and what is mandatory with which creator follow libvhd of XenServer's blktap, whose checker
+is the strictest reader there is. All integers are big-endian; a block is 2 MiB.
+"""
+
+from __future__ import annotations
+
+import itertools
+import math
+import struct
+import sys
+import time
+import uuid
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO, Literal, NamedTuple
+
+from build.agent.events import Failure
+from build.formats import pieces
+from build.formats.extent import Extent
+from build.formats.findings import Damaged, Finding, at
+from build.formats.writer import Units, derive, put
+
+SECTOR = 512
+BLOCK = pieces.PIECE
+LARGEST = 2040 << 30
+"""Bytes of the largest VHD that XenServer and Hyper-V take."""
+EPOCH_2000 = 946684800
+STAMP = 1262304000 - EPOCH_2000
+"""2010-01-01 UTC in VHD's seconds since 2000. Fixed, because XenServer refuses a file "from the future" and
+an operator's host may have a clock that lags behind the build host's by years."""
+ABSENT = 0xFFFFFFFF
+MOST_BLOCKS = 1 << 21
+_BAT = 1536
+
+_FOOTER = struct.Struct(">8sIIQI4sI4sQQHBBII16sBB426x")
+_HEADER = struct.Struct(">8sQQIIII16sII512s192s256x")
+_BATMAP = struct.Struct(">8sQIII484x")
+_CREATORS = {"xen": (b"tap\0", 0x00010003, b"\0\0\0\0"), "hyperv": (b"win ", 0x00060003, b"Wi2k")}
+_BY_SIZE = (b"win ", b"qem2", b"d2v ", b"tap\0", b"CTXS", b"wa\0\0")
+"""Creators for which QEMU takes the size field; for any other it computes the size from the geometry."""
+
+
+class Footer(NamedTuple):
+    """The 512 bytes at the end of every VHD, copied to its head when it is dynamic."""
+
+    cookie: bytes
+    features: int
+    version: int
+    data_offset: int
+    timestamp: int
+    creator: bytes
+    creator_version: int
+    creator_os: bytes
+    original_size: int
+    current_size: int
+    cylinders: int
+    heads: int
+    sectors: int
+    type: int
+    checksum: int
+    uuid: bytes
+    saved: int
+    hidden: int
+
+    def pack(self) -> bytes:
+        """Bytes of the footer, its checksum made anew."""
+        blank = _FOOTER.pack(*self._replace(checksum=0))
+        return _FOOTER.pack(*self._replace(checksum=checksum(blank)))
+
+
+class Header(NamedTuple):
+    """The dynamic header: where the block table lies and how large a block is."""
+
+    cookie: bytes
+    data_offset: int
+    table_offset: int
+    version: int
+    entries: int
+    block_size: int
+    checksum: int
+    parent_uuid: bytes
+    parent_time: int
+    reserved: int
+    parent_name: bytes
+    locators: bytes
+
+    def pack(self) -> bytes:
+        """Bytes of the header, its checksum made anew."""
+        blank = _HEADER.pack(*self._replace(checksum=0))
+        return _HEADER.pack(*self._replace(checksum=checksum(blank)))
+
+
+def checksum(content: bytes) -> int:
+    """One's complement of the sum of all bytes, 32 bits."""
+    return ~sum(content) & 0xFFFFFFFF
+
+
+def geometry(size: int) -> tuple[int, int, int]:
+    """Cylinders, heads and sectors a track of a disk of `size` bytes: the VHD specification's appendix."""
+    sectors = min(-(-size // SECTOR), 65535 * 16 * 255)
+    if sectors >= 65535 * 16 * 63:
+        track, heads = 255, 16
+        return sectors // track // heads, heads, track
+    track = 17
+    tracks = sectors // track
+    heads = max(4, -(-tracks // 1024))
+    if tracks >= heads * 1024 or heads > 16:
+        track, heads = 31, 16
+        tracks = sectors // track
+    if tracks >= heads * 1024:
+        track, heads = 63, 16
+        tracks = sectors // track
+    return tracks // heads, heads, track
+
+
+def check_size(size: int) -> None:
+    """Raise Failure for a disk that cannot be a VHD."""
+    if size > LARGEST:
+        raise Failure(
+            f"a VHD holds at most 2040 GiB, the disk has {size / (1 << 30):.1f} GiB",
+            "make SIZE smaller or take vhdx",
+        )
+    if size % BLOCK or not size:
+        raise Failure(
+            f"a VHD must be a multiple of 2 MiB, the disk has {size} bytes",
+            "make SIZE even (MiB) and build again; padding would displace the backup partition table",
+        )
+
+
+class VhdWriter:
+    """Writes a dynamic VHD: blocks in rising order, their data on 4 KiB boundaries, tables and heads last."""
+
+    codec = None
+
+    def __init__(self, file: BinaryIO, size: int, creator: Literal["xen", "hyperv"] = "xen") -> None:
+        check_size(size)
+        self.file, self.size, self.creator = file, size, creator
+        self.bat = array("I", [ABSENT]) * pieces.count(size)
+        table = -(-len(self.bat) * 4 // SECTOR) * SECTOR
+        self.batmap = _BAT + table
+        map_size = SECTOR + -(-len(self.bat) // (SECTOR * 8)) * SECTOR
+        metadata = self.batmap + (map_size if creator == "xen" else 0)
+        # A block is its bitmap (one sector) and its data; a gap before the bitmap aligns the data.
+        self.data = -(-(metadata + SECTOR) // 4096) * 4096
+        self.lead = bytes(4096 - SECTOR) + b"\xff" * SECTOR
+        put(file, 0, bytes(self.data - SECTOR) + b"\xff" * SECTOR)
+        self.first = True
+
+    def add(self, index: int, data: bytes, units: Units) -> None:
+        """Write a block that is not zero."""
+        self.bat[index] = self.data // SECTOR - 1
+        if not self.first:
+            self.file.write(self.lead)
+        self.file.write(data)
+        self.first = False
+        self.data += BLOCK + 4096
+
+    def close(self, seed: str) -> None:
+        """Write table, batmap, header and both footers."""
+        end = self.data - 4096 if not self.first else self.data - SECTOR
+        footer = self._footer(seed)
+        put(self.file, end, footer)
+        self.file.truncate(end + SECTOR)
+        header = Header(
+            b"cxsparse",
+            (1 << 64) - 1,
+            _BAT,
+            0x00010000,
+            len(self.bat),
+            BLOCK,
+            0,
+            bytes(16),
+            0,
+            0,
+            bytes(512),
+            bytes(192),
+        )
+        put(self.file, 0, footer + header.pack() + _big(self.bat))
+        if self.creator == "xen":
+            put(self.file, self.batmap, self._batmap())
+
+    def _footer(self, seed: str) -> bytes:
+        creator, version, system = _CREATORS[self.creator]
+        unique = derive(seed, f"vhd {self.creator}").bytes
+        return Footer(
+            b"conectix",
+            2,
+            0x00010000,
+            SECTOR,
+            STAMP,
+            creator,
+            version,
+            system,
+            self.size,
+            self.size,
+            *geometry(self.size),
+            3,
+            0,
+            unique,
+            0,
+            0,
+        ).pack()
+
+    def _batmap(self) -> bytes:
+        bits = bytearray(-(-len(self.bat) // (SECTOR * 8)) * SECTOR)
+        for block, sector in enumerate(self.bat):
+            if sector != ABSENT:
+                bits[block >> 3] |= 0x80 >> (block & 7)
+        head = _BATMAP.pack(
+            b"tdbatmap",
+            self.batmap + SECTOR,
+            len(bits) // SECTOR,
+            0x00010002,
+            checksum(bytes(bits[: _summed(self.size)])),
+        )
+        return head + bytes(bits)
+
+
+def _summed(size: int) -> int:
+    """Bytes of the batmap that its checksum covers: libvhd derives them from the size, rounded down."""
+    return max(1, -(-(size >> 24) // SECTOR)) * SECTOR
+
+
+def _big(table: array[int]) -> bytes:
+    if sys.byteorder == "big":
+        return table.tobytes()
+    swapped = array(table.typecode, table)
+    swapped.byteswap()
+    return swapped.tobytes()
+
+
+@dataclass
+class VhdDisk:
+    """Reads a fixed or dynamic VHD of any maker, by its size field as XenServer and Hyper-V do."""
+
+    extent: Extent
+
+    def __post_init__(self) -> None:
+        self.footer, self.footer_at = read_footer(self.extent)
+        self.size = self.footer.current_size
+        self.header: Header | None = None
+        self.bat: array[int] = array("I")
+        if self.footer.type == 2:
+            if self.size > self.footer_at:
+                raise Damaged(
+                    at(self.footer_at + 48),
+                    f"a fixed VHD of {self.size} bytes has {self.footer_at} bytes of data",
+                )
+        elif self.footer.type == 3:
+            self.header = read_header(self.extent, self.footer.data_offset)
+            self.bat = _read_bat(self.extent, self.header, self.footer)
+            self.bitmap_size = -(-self.header.block_size // SECTOR // 8 // SECTOR) * SECTOR
+        else:
+            kind = (
+                "needs its parent disk"
+                if self.footer.type == 4
+                else f"has the unknown type {self.footer.type}"
+            )
+            raise Damaged(
+                at(self.footer_at + 60),
+                f"this VHD {kind}",
+                "every importer of templates",
+                "export it as one whole disk",
+            )
+
+    def piece(self, index: int) -> bytes | None:
+        """Guest-visible bytes of a piece; None when no block of it is allocated."""
+        start, wanted = index * pieces.PIECE, pieces.length(index, self.size)
+        if self.header is None:
+            return None if self.extent.is_zero(start, wanted) else self.extent.read(start, wanted)
+        block_size = self.header.block_size
+        if block_size == pieces.PIECE:
+            return self._part(index, 0, wanted)
+        blocks = range(start // block_size, -(-(start + wanted) // block_size))
+        if all(self.bat[block] == ABSENT for block in blocks):
+            return None
+        parts = []
+        for block in blocks:
+            low, high = max(start, block * block_size), min(start + wanted, (block + 1) * block_size)
+            part = self._part(block, low - block * block_size, high - low)
+            parts.append(bytes(high - low) if part is None else part)
+        return b"".join(parts)
+
+    def facts(self) -> dict[str, str]:
+        """Kind, creator, id, time and geometry, as the footer tells them."""
+        footer = self.footer
+        version = f"{footer.creator_version >> 16}.{footer.creator_version & 0xFFFF}"
+        facts = {
+            "type": "fixed" if self.header is None else "dynamic",
+            "creator": f"{footer.creator.rstrip(bytes(1)).decode('latin-1')} {version}",
+            "uuid": str(uuid.UUID(bytes=footer.uuid)),
+            "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(footer.timestamp + EPOCH_2000)),
+            "geometry": f"{footer.cylinders}/{footer.heads}/{footer.sectors}",
+        }
+        if self.header is not None:
+            used = len(self.bat) - self.bat.count(ABSENT)
+            facts["blocks"] = f"{used} of {len(self.bat)}, {self.header.block_size} bytes each"
+        return facts
+
+    def _part(self, block: int, offset: int, length: int) -> bytes | None:
+        sector = self.bat[block]
+        if sector == ABSENT:
+            return None
+        bitmap = self.extent.read(sector * SECTOR, self.bitmap_size)
+        data = self.extent.read(sector * SECTOR + self.bitmap_size + offset, length)
+        first, last = offset // SECTOR, (offset + length - 1) // SECTOR
+        if bitmap.count(0xFF, first // 8, last // 8 + 1) == last // 8 + 1 - first // 8:
+            return data
+        return b"".join(
+            data[i * SECTOR : (i + 1) * SECTOR]
+            if bitmap[(first + i) >> 3] & 0x80 >> ((first + i) & 7)
+            else bytes(min(SECTOR, length - i * SECTOR))
+            for i in range(last - first + 1)
+        )
+
+
+def read_footer(extent: Extent) -> tuple[Footer, int]:
+    """The footer at the end (512 bytes, or 511 as some old tools wrote) or else the copy at the head."""
+    for length in (512, 511):
+        if extent.size >= 512:
+            raw = extent.read(extent.size - length, length).ljust(512, b"\0")
+            if raw.startswith(b"conectix"):
+                return Footer(*_FOOTER.unpack(raw)), extent.size - length
+    raw = extent.read(0, 512)
+    if raw.startswith(b"conectix"):
+        return Footer(*_FOOTER.unpack(raw)), extent.size
+    raise Damaged(at(max(extent.size - 512, 0)), "no VHD footer here", "XenServer, Hyper-V")
+
+
+def read_header(extent: Extent, offset: int) -> Header:
+    """The dynamic header; Damaged when no reader could go on from it."""
+    header = Header(*_HEADER.unpack(extent.read(offset, 1024)))
+    if header.cookie != b"cxsparse":
+        raise Damaged(at(offset), "no dynamic header (cxsparse) here")
+    size = header.block_size
+    if size < SECTOR or size & (size - 1) or size > 256 << 20:
+        raise Damaged(at(offset + 32), f"block size {size} is not a power of two from 512 bytes to 256 MiB")
+    return header
+
+
+def _read_bat(extent: Extent, header: Header, footer: Footer) -> array[int]:
+    needed = -(-footer.current_size // header.block_size)
+    if header.entries < needed:
+        raise Damaged(
+            at(footer.data_offset + 28),
+            f"{header.entries} table entries for a disk of {needed} blocks",
+            "every reader",
+        )
+    if needed > MOST_BLOCKS:
+        raise Damaged(
+            at(footer.data_offset + 28), f"{needed} blocks are more than any importer takes", "every importer"
+        )
+    table = array("I", extent.read(header.table_offset, needed * 4))
+    if sys.byteorder == "little":
+        table.byteswap()
+    return table
+
+
+XEN = "XenServer, XCP-ng"
+
+
+def lint(extent: Extent) -> Iterator[Finding]:
+    """Check every rule that XenServer's own checker, Hyper-V or QEMU has for a VHD."""
+    footer, end = read_footer(extent)
+    yield from _lint_footer(extent, footer, end)
+    if footer.type == 2:
+        VhdDisk(extent)
+        return
+    header = read_header(extent, footer.data_offset)
+    yield from _lint_header(extent, footer, header)
+    disk = VhdDisk(extent)
+    yield from _lint_bat(disk, end)
+    if footer.creator == b"tap\0" and footer.creator_version >= 0x00010002:
+        yield from _lint_batmap(disk)
+
+
+def _lint_footer(extent: Extent, footer: Footer, end: int) -> Iterator[Finding]:
+    raw = extent.read(end if end < extent.size else 0, min(512, extent.size - end) or 512)
+    if end == extent.size:
+        yield Finding(
+            "error", at(end), "the footer at the end is missing", XEN, "copy the file again: it is cut off"
+        )
+    elif len(raw) == 511:
+        yield Finding(
+            "error", at(end), "the footer has 511 bytes instead of 512", XEN, "append one zero byte"
+        )
+    blank = raw[:64] + bytes(4) + raw[68:]
+    if checksum(blank) != footer.checksum:
+        yield Finding(
+            "error", at(end + 64), "the footer's checksum is wrong", f"{XEN}, Hyper-V", "copy the file again"
+        )
+    if footer.type != 2 and end < extent.size and extent.read(0, 512) != raw.ljust(512, b"\0"):
+        yield Finding(
+            "error",
+            at(0),
+            "the copy of the footer at the head differs from the footer",
+            f"{XEN}, CloudStack",
+            "convert again",
+        )
+    if not footer.features & 2 or footer.features & ~3:
+        yield Finding(
+            "error",
+            at(end + 8),
+            f"features {footer.features:#x} instead of 2",
+            XEN,
+            "set the reserved feature bit",
+        )
+    if footer.version != 0x00010000:
+        yield Finding(
+            "error",
+            at(end + 12),
+            f"format version {footer.version:#x} instead of 1.0",
+            "every reader",
+            "convert again",
+        )
+    if footer.timestamp > time.time() - EPOCH_2000 + 1800:
+        yield Finding(
+            "error",
+            at(end + 24),
+            "the creation time lies in the future",
+            XEN,
+            "stamp it with a time in the past",
+        )
+    if footer.uuid == bytes(16):
+        yield Finding("error", at(end + 68), "the UUID is zero", XEN, "give it a UUID")
+    if any(raw[86:]):
+        yield Finding(
+            "error", at(end + 86), "reserved bytes of the footer are not zero", XEN, "set them to zero"
+        )
+    if footer.saved:
+        yield Finding(
+            "warning",
+            at(end + 84),
+            "the disk is marked as part of a saved state",
+            "Hyper-V",
+            "set the byte to 0",
+        )
+    yield from _lint_size(footer, end)
+
+
+def _lint_size(footer: Footer, end: int) -> Iterator[Finding]:
+    size = footer.current_size
+    chs = geometry(size)
+    stored = (footer.cylinders, footer.heads, footer.sectors)
+    if _encode(chs) < _encode(stored):
+        yield Finding(
+            "error",
+            at(end + 56),
+            f"geometry {'/'.join(map(str, stored))} is larger than the disk's {'/'.join(map(str, chs))}",
+            XEN,
+            "write the geometry of the current size, rounded down",
+        )
+    by_size = footer.creator in _BY_SIZE or stored == (65535, 16, 255)
+    if not by_size and math.prod(stored) * SECTOR != size:
+        yield Finding(
+            "warning",
+            at(end + 28),
+            f"creator {footer.creator!r}: QEMU takes the size from the geometry, "
+            f"{math.prod(stored) * SECTOR} bytes instead of {size}",
+            "QEMU, KVM",
+            "open it with force_size_calc=current_size, or write creator tap",
+        )
+    if footer.original_size != size:
+        yield Finding(
+            "warning",
+            at(end + 40),
+            f"original size {footer.original_size} is not the current size {size}",
+            "CloudStack",
+            "write the current size in both fields",
+        )
+    if size > LARGEST:
+        yield Finding("error", at(end + 48), "larger than 2040 GiB", f"{XEN}, Hyper-V", "use VHDX")
+    if size % BLOCK:
+        yield Finding(
+            "warning",
+            at(end + 48),
+            f"size {size} is not a multiple of 2 MiB",
+            XEN,
+            "make the disk a multiple of 2 MiB",
+        )
+    if size % (1 << 20):
+        yield Finding(
+            "warning", at(end + 48), f"size {size} is not whole MiB", "Azure", "make the disk whole MiB"
+        )
+
+
+def _encode(chs: tuple[int, int, int]) -> int:
+    return chs[0] << 16 | chs[1] << 8 | chs[2]
+
+
+def _lint_header(extent: Extent, footer: Footer, header: Header) -> Iterator[Finding]:
+    offset = footer.data_offset
+    raw = extent.read(offset, 1024)
+    if checksum(raw[:36] + bytes(4) + raw[40:]) != header.checksum:
+        yield Finding(
+            "error", at(offset + 36), "the dynamic header's checksum is wrong", XEN, "copy the file again"
+        )
+    if header.version != 0x00010000:
+        yield Finding(
+            "error",
+            at(offset + 24),
+            f"header version {header.version:#x} instead of 1.0",
+            XEN,
+            "convert again",
+        )
+    if header.data_offset != (1 << 64) - 1:
+        yield Finding(
+            "error", at(offset + 8), "the header's data offset is not all ones", XEN, "set it to all ones"
+        )
+    if header.block_size != BLOCK:
+        yield Finding(
+            "error", at(offset + 32), f"block size {header.block_size} instead of 2 MiB", XEN, "convert again"
+        )
+    if header.table_offset % SECTOR:
+        yield Finding(
+            "error", at(offset + 16), "the block table does not start on a sector", XEN, "convert again"
+        )
+    if any(raw[40:]):
+        yield Finding(
+            "error", at(offset + 40), "parent fields or reserved bytes are not zero", XEN, "set them to zero"
+        )
+    if footer.creator == b"tap\0" and not 0x00010001 <= footer.creator_version <= 0x00010003:
+        major, minor = footer.creator_version >> 16, footer.creator_version & 0xFFFF
+        yield Finding(
+            "error",
+            at(extent.size - 512 + 32),
+            f"creator version tap {major}.{minor} is not known",
+            XEN,
+            "write version 1.3",
+        )
+
+
+def _lint_bat(disk: VhdDisk, end: int) -> Iterator[Finding]:
+    assert disk.header is not None
+    header = disk.header
+    table = header.table_offset
+    head = table + len(disk.bat) * 4
+    span = disk.bitmap_size + header.block_size
+    placed: list[int] = []  # sector and block in one integer: a table of a million blocks stays small
+    for block, sector in enumerate(disk.bat):
+        if sector == ABSENT:
+            continue
+        start = sector * SECTOR
+        if start < head:
+            yield Finding(
+                "error", at(table + block * 4), "a block lies over the head of the file", XEN, "convert again"
+            )
+        elif start + span > end:
+            yield Finding(
+                "error",
+                at(table + block * 4),
+                "a block clobbers the footer or lies past it",
+                XEN,
+                "convert again",
+            )
+        placed.append(sector << 32 | block)
+        if len(placed) * span > end:
+            yield Finding(
+                "error",
+                at(table),
+                "the table names more blocks than the file has room for",
+                XEN,
+                "convert again",
+            )
+            return
+    placed.sort()
+    for low, high in itertools.pairwise(placed):
+        if (high >> 32) * SECTOR < (low >> 32) * SECTOR + span:
+            where = at(table + (high & ABSENT) * 4)
+            yield Finding("error", where, "a block clobbers another block", XEN, "convert again")
+    if any(((entry >> 32) * SECTOR + disk.bitmap_size) % 4096 for entry in placed):
+        yield Finding(
+            "info", at(table), "blocks are not aligned to 4 KiB", "", "convert again for faster disk access"
+        )
+
+
+def _lint_batmap(disk: VhdDisk) -> Iterator[Finding]:
+    assert disk.header is not None
+    extent, table = disk.extent, disk.header.table_offset
+    offset = table + -(-disk.header.entries * 4 // SECTOR) * SECTOR
+    cookie, map_at, sectors, version, stored = _BATMAP.unpack(extent.read(offset, SECTOR))
+    if cookie != b"tdbatmap":
+        yield Finding(
+            "error",
+            at(offset),
+            "creator tap 1.3 without a batmap",
+            XEN,
+            "write a batmap after the block table",
+        )
+        return
+    if version != 0x00010002:
+        yield Finding(
+            "error", at(offset + 20), f"batmap version {version:#x} instead of 1.2", XEN, "write version 1.2"
+        )
+    if not map_at or map_at % SECTOR or sectors * SECTOR * 8 < len(disk.bat):
+        yield Finding("error", at(offset + 8), "the batmap's place or size is wrong", XEN, "convert again")
+        return
+    if sectors > -(-disk.header.entries // 4096):
+        sectors = -(-disk.header.entries // 4096)
+    bits = extent.read(map_at, sectors * SECTOR)
+    if checksum(bits[: _summed(disk.size)]) != stored:
+        yield Finding("error", at(offset + 24), "the batmap's checksum is wrong", XEN, "convert again")
+    for block, sector in enumerate(disk.bat):
+        if sector == ABSENT and bits[block >> 3] & 0x80 >> (block & 7):
+            yield Finding(
+                "error",
+                at(map_at + (block >> 3)),
+                "the batmap shows an unallocated block as full",
+                XEN,
+                "convert again",
+            )

@@ -1,0 +1,359 @@
+"""VHDX, dynamic, for Hyper-V.
+
+Layout and fields follow Microsoft's [MS-VHDX]. Little-endian, GUIDs in mixed-endian form. We write blocks
+of 2 MiB, an empty log and two identical region tables; everything but the payload fits in the first MiBs.
+"""
+
+from __future__ import annotations
+
+import struct
+import sys
+import uuid
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO, NamedTuple
+
+from build.agent.events import Failure
+from build.formats import pieces
+from build.formats.crc32c import crc32c
+from build.formats.extent import Extent
+from build.formats.findings import Damaged, Finding, at
+from build.formats.writer import Units, derive, put
+
+MIB = 1 << 20
+KIB = 1 << 10
+BLOCK = pieces.PIECE
+LARGEST = 64 << 40
+HEADERS = (64 * KIB, 128 * KIB)
+REGIONS = (192 * KIB, 256 * KIB)
+_LOG, _METADATA, _BAT = MIB, 2 * MIB, 3 * MIB
+ABSENT, FULL, PARTIAL = 0, 6, 7
+
+_HEADER = struct.Struct("<4sIQ16s16s16sHHIQ")
+_REGION = struct.Struct("<16sQII")
+_ITEM = struct.Struct("<16sIIII")
+BAT = uuid.UUID("2DC27766-F623-4200-9D64-115E9BFD4A08")
+METADATA = uuid.UUID("8B7CA206-4790-4B9A-B8FE-575F050F886E")
+FILE_PARAMETERS = uuid.UUID("CAA16737-FA36-4D43-B3B6-33F0AA44E76B")
+DISK_SIZE = uuid.UUID("2FA54224-CD1B-4876-B211-5DBED83BF4B8")
+PAGE_83 = uuid.UUID("BECA12AB-B2E6-4523-93EF-C309E000C746")
+LOGICAL_SECTOR = uuid.UUID("8141BF1D-A96F-4709-BA47-F233A8FAAB5F")
+PHYSICAL_SECTOR = uuid.UUID("CDA348C7-445D-4471-9CC9-E9885251C556")
+HYPERV = "Hyper-V"
+
+
+class Header(NamedTuple):
+    """One of the two headers; the one with the higher sequence number counts."""
+
+    signature: bytes
+    checksum: int
+    sequence: int
+    file_guid: bytes
+    data_guid: bytes
+    log_guid: bytes
+    log_version: int
+    version: int
+    log_length: int
+    log_offset: int
+
+
+def check_size(size: int) -> None:
+    """Raise Failure for a disk that cannot be a VHDX."""
+    if size > LARGEST:
+        raise Failure(
+            f"a VHDX holds at most 64 TiB, the disk has {size / (1 << 40):.1f} TiB", "make SIZE smaller"
+        )
+    if size % 512 or not size:
+        raise Failure(
+            f"a VHDX must be whole sectors of 512 bytes, the disk has {size} bytes", "build the disk again"
+        )
+
+
+def _entries(blocks: int, ratio: int) -> int:
+    """Table entries: a sector bitmap's after each `ratio` payload blocks."""
+    return blocks + max(blocks - 1, 0) // ratio
+
+
+def _ratio(block_size: int, sector: int = 512) -> int:
+    return (1 << 23) * sector // block_size
+
+
+class VhdxWriter:
+    """Writes a dynamic VHDX: blocks in rising order, then table, metadata and headers."""
+
+    codec = None
+
+    def __init__(self, file: BinaryIO, size: int) -> None:
+        check_size(size)
+        self.file, self.size = file, size
+        blocks = pieces.count(size)
+        self.ratio = _ratio(BLOCK)
+        self.bat = array("Q", bytes(8 * _entries(blocks, self.ratio)))
+        self.bat_length = -(-len(self.bat) * 8 // MIB) * MIB
+        self.position = _BAT + self.bat_length
+        file.seek(self.position)
+
+    def add(self, index: int, data: bytes, units: Units) -> None:
+        """Write a block that is not zero."""
+        self.bat[index + index // self.ratio] = self.position | FULL
+        self.file.write(data if len(data) == BLOCK else data.ljust(BLOCK, b"\0"))
+        self.position += BLOCK
+
+    def close(self, seed: str) -> None:
+        """Write table, metadata, regions and headers."""
+        self.file.truncate(self.position)
+        put(self.file, _BAT, _little(self.bat).ljust(self.bat_length, b"\0"))
+        put(self.file, _METADATA, self._metadata(seed).ljust(MIB, b"\0"))
+        region = _with_checksum(_regions(self.bat_length))
+        for offset in REGIONS:
+            put(self.file, offset, region)
+        for sequence, offset in enumerate(HEADERS, 1):
+            put(self.file, offset, self._header(seed, sequence))
+        put(self.file, 0, b"vhdxfile" + "systemvm-builder".encode("utf-16-le"))
+
+    def _header(self, seed: str, sequence: int) -> bytes:
+        head = Header(
+            b"head",
+            0,
+            sequence,
+            derive(seed, "vhdx file").bytes_le,
+            derive(seed, "vhdx data").bytes_le,
+            bytes(16),
+            0,
+            1,
+            MIB,
+            _LOG,
+        )
+        return _with_checksum(_HEADER.pack(*head).ljust(4 * KIB, b"\0"))
+
+    def _metadata(self, seed: str) -> bytes:
+        items = (
+            (FILE_PARAMETERS, struct.pack("<II", BLOCK, 0), 4),
+            (DISK_SIZE, struct.pack("<Q", self.size), 6),
+            (PAGE_83, derive(seed, "vhdx page 83").bytes_le, 6),
+            (LOGICAL_SECTOR, struct.pack("<I", 512), 6),
+            (PHYSICAL_SECTOR, struct.pack("<I", 4096), 6),
+        )
+        table = struct.pack("<8sHH20x", b"metadata", 0, len(items))
+        values, offset = b"", 64 * KIB
+        for name, value, flags in items:
+            table += _ITEM.pack(name.bytes_le, offset + len(values), len(value), flags, 0)
+            values += value
+        return table.ljust(64 * KIB, b"\0") + values
+
+
+def _regions(bat_length: int) -> bytes:
+    table = struct.pack("<4sIII", b"regi", 0, 2, 0)
+    table += _REGION.pack(BAT.bytes_le, _BAT, bat_length, 1)
+    table += _REGION.pack(METADATA.bytes_le, _METADATA, MIB, 1)
+    return table.ljust(64 * KIB, b"\0")
+
+
+def _with_checksum(block: bytes) -> bytes:
+    """Fill the checksum at byte 4, computed over the block with that field zero."""
+    return block[:4] + struct.pack("<I", crc32c(block)) + block[8:]
+
+
+def _right(block: bytes) -> bool:
+    return int.from_bytes(block[4:8], "little") == crc32c(block[:4] + bytes(4) + block[8:])
+
+
+def _little(table: array[int]) -> bytes:
+    if sys.byteorder == "little":
+        return table.tobytes()
+    swapped = array(table.typecode, table)
+    swapped.byteswap()
+    return swapped.tobytes()
+
+
+@dataclass
+class VhdxDisk:
+    """Reads a VHDX of any maker that has no parent and no log to replay."""
+
+    extent: Extent
+
+    def __post_init__(self) -> None:
+        if self.extent.read(0, 8) != b"vhdxfile":
+            raise Damaged(at(0), "no VHDX identifier here", HYPERV)
+        self.header, self.header_at = _newest_header(self.extent)
+        if any(self.header.log_guid):
+            raise Damaged(
+                at(self.header_at + 48),
+                "the log has entries that were never replayed",
+                "every importer",
+                "open the disk once in Hyper-V, which replays them, and export it again",
+            )
+        self.regions = _read_regions(self.extent)
+        for name, known in ((BAT, "block table"), (METADATA, "metadata")):
+            if name not in self.regions:
+                raise Damaged(at(REGIONS[0]), f"the region table names no {known}", HYPERV)
+        self.items = _read_metadata(self.extent.window(*self.regions[METADATA]), self.regions[METADATA][0])
+        self._read_parameters()
+        blocks = -(-self.size // self.block_size)
+        self.ratio = _ratio(self.block_size, self.sector)
+        start, length = self.regions[BAT]
+        needed = _entries(blocks, self.ratio) * 8
+        if needed > length:
+            raise Damaged(at(start), f"the block table has {length} bytes, the disk needs {needed}", HYPERV)
+        self.bat = array("Q", self.extent.read(start, needed))
+        if sys.byteorder == "big":
+            self.bat.byteswap()
+
+    def _read_parameters(self) -> None:
+        start = self.regions[METADATA][0]
+
+        def number(name: uuid.UUID, length: int) -> int:
+            if name not in self.items or len(self.items[name]) < length:
+                raise Damaged(at(start), f"the metadata item {name} is missing", HYPERV)
+            return int.from_bytes(self.items[name][:length], "little")
+
+        self.block_size = number(FILE_PARAMETERS, 4)
+        if not MIB <= self.block_size <= 256 * MIB or self.block_size & (self.block_size - 1):
+            raise Damaged(
+                at(start), f"block size {self.block_size} is not a power of two from 1 to 256 MiB", HYPERV
+            )
+        if number(FILE_PARAMETERS, 8) >> 33 & 1:
+            raise Damaged(at(start), "this VHDX needs its parent disk", HYPERV, "export it as one whole disk")
+        self.size = number(DISK_SIZE, 8)
+        self.sector = number(LOGICAL_SECTOR, 4)
+        if self.sector not in (512, 4096):
+            raise Damaged(at(start), f"logical sectors of {self.sector} bytes", HYPERV)
+        if not 0 < self.size <= LARGEST or self.size % self.sector:
+            raise Damaged(at(start), f"virtual size {self.size} is not possible", HYPERV)
+
+    def entry(self, block: int) -> tuple[int, int]:
+        """State and file offset of a payload block."""
+        value = self.bat[block + block // self.ratio]
+        return value & 7, value >> 20 << 20
+
+    def facts(self) -> dict[str, str]:
+        """Creator, id and block size."""
+        creator = self.extent.read(8, 512).decode("utf-16-le", "replace").split("\0")[0]
+        page_83 = self.items.get(PAGE_83, b"")
+        return {
+            "creator": creator if creator.isprintable() else "unknown",
+            "uuid": str(uuid.UUID(bytes_le=page_83)) if len(page_83) == 16 else "none",
+            "blocks": f"{self.block_size} bytes each",
+            "sectors": f"{self.sector} bytes",
+        }
+
+    def piece(self, index: int) -> bytes | None:
+        """Guest-visible bytes of a piece; None when no block of it is allocated."""
+        start, wanted = index * pieces.PIECE, pieces.length(index, self.size)
+        blocks = range(start // self.block_size, -(-(start + wanted) // self.block_size))
+        entries = [self.entry(block) for block in blocks]
+        if not any(state in (FULL, PARTIAL) for state, _ in entries):
+            return None
+        parts = []
+        for block, (state, offset) in zip(blocks, entries, strict=True):
+            low = max(start, block * self.block_size)
+            high = min(start + wanted, (block + 1) * self.block_size)
+            if state == PARTIAL:
+                where = at(self.regions[BAT][0])
+                raise Damaged(where, f"block {block} lies partly in a parent disk", HYPERV)
+            full = state == FULL
+            parts.append(
+                self.extent.read(offset + low - block * self.block_size, high - low)
+                if full
+                else bytes(high - low)
+            )
+        return b"".join(parts)
+
+
+def _headers(extent: Extent) -> list[tuple[int, Header, bool]]:
+    """Both headers with their offsets and whether each is sound."""
+    found = []
+    for offset in HEADERS:
+        raw = extent.read(offset, 4 * KIB)
+        header = Header(*_HEADER.unpack_from(raw))
+        found.append((offset, header, header.signature == b"head" and _right(raw)))
+    return found
+
+
+def _newest_header(extent: Extent) -> tuple[Header, int]:
+    sound = [(header.sequence, offset, header) for offset, header, right in _headers(extent) if right]
+    if not sound:
+        raise Damaged(at(HEADERS[0]), "neither of the two headers is sound", HYPERV)
+    _, offset, header = max(sound)
+    return header, offset
+
+
+def _read_regions(extent: Extent) -> dict[uuid.UUID, tuple[int, int]]:
+    for offset in REGIONS:
+        raw = extent.read(offset, 64 * KIB)
+        if not raw.startswith(b"regi") or not _right(raw):
+            continue
+        count = min(struct.unpack_from("<I", raw, 8)[0], 2047)
+        rows = (_REGION.unpack_from(raw, 16 + 32 * row) for row in range(count))
+        return {uuid.UUID(bytes_le=name): (start, length) for name, start, length, _ in rows}
+    raise Damaged(at(REGIONS[0]), "neither of the two region tables is sound", HYPERV)
+
+
+def _read_metadata(region: Extent, start: int) -> dict[uuid.UUID, bytes]:
+    raw = region.read(0, 64 * KIB)
+    if not raw.startswith(b"metadata"):
+        raise Damaged(at(start), "no metadata table here", HYPERV)
+    count = min(struct.unpack_from("<H", raw, 10)[0], 2047)
+    items = {}
+    for row in range(count):
+        name, offset, length, _, _ = _ITEM.unpack_from(raw, 32 + 32 * row)
+        items[uuid.UUID(bytes_le=name)] = region.read(offset, min(length, MIB))
+    return items
+
+
+def lint(extent: Extent) -> Iterator[Finding]:
+    """Check headers, regions, metadata and block table; libvhdi and QEMU overlook part of this."""
+    for offset, header, right in _headers(extent):
+        if not right:
+            yield Finding("error", at(offset), "a header is damaged", HYPERV, "copy the file again")
+        elif header.version != 1:
+            yield Finding(
+                "error", at(offset + 66), f"version {header.version} instead of 1", HYPERV, "convert again"
+            )
+    tables = [extent.read(offset, 64 * KIB) for offset in REGIONS]
+    for offset, raw in zip(REGIONS, tables, strict=True):
+        if not raw.startswith(b"regi") or not _right(raw):
+            yield Finding(
+                "error", at(offset), "a region table is damaged", f"{HYPERV}, QEMU", "copy the file again"
+            )
+    disk = VhdxDisk(extent)
+    if extent.size % MIB:
+        yield Finding(
+            "warning",
+            at(extent.size),
+            "the file is not whole MiB",
+            HYPERV,
+            "copy the file again: it is cut off",
+        )
+    yield from _lint_bat(disk)
+
+
+def _lint_bat(disk: VhdxDisk) -> Iterator[Finding]:
+    start = disk.regions[BAT][0]
+    heads = [(0, MIB), (disk.header.log_offset, disk.header.log_length), *disk.regions.values()]
+    taken = bytearray(disk.extent.size // MIB + 1)
+    for block in range(-(-disk.size // disk.block_size)):
+        state, offset = disk.entry(block)
+        if state < 4:
+            continue
+        where = at(start + 8 * (block + block // disk.ratio))
+        if state in (4, 5):
+            yield Finding("error", where, f"a block has the reserved state {state}", HYPERV, "convert again")
+        if state != FULL:
+            continue
+        if offset + disk.block_size > disk.extent.size:
+            yield Finding(
+                "error",
+                where,
+                "a block lies past the end of the file",
+                f"{HYPERV}, QEMU",
+                "copy the file again",
+            )
+            continue
+        if any(offset < low + length and low < offset + disk.block_size for low, length in heads):
+            yield Finding("error", where, "a block lies over the file's own tables", HYPERV, "convert again")
+        span = slice(offset // MIB, (offset + disk.block_size) // MIB)
+        if any(taken[span]):
+            yield Finding("error", where, "a block clobbers another block", HYPERV, "convert again")
+        taken[span] = b"\1" * (span.stop - span.start)

@@ -1,0 +1,518 @@
+"""VMDK, streamOptimized, version 3: what VMware's own exporter writes and what an OVA holds.
+
+Layout and fields follow VMware's "Virtual Disk Format 5.0" and its open-vmdk tools: compressed grains of
+64 KiB in rising order, a grain table after each 512 of them, the directory and a footer at the end.
+Little-endian; addresses are sectors of 512 bytes.
+"""
+
+from __future__ import annotations
+
+import functools
+import re
+import struct
+import sys
+from array import array
+from collections.abc import Iterator
+from dataclasses import dataclass
+from typing import BinaryIO, Literal, NamedTuple
+
+from build.agent.events import Failure
+from build.formats import pieces
+from build.formats.codec import Zlib
+from build.formats.extent import Extent
+from build.formats.findings import Damaged, Finding, at
+from build.formats.writer import Units, derive, put
+
+SECTOR = 512
+GRAIN = pieces.UNIT
+PER_TABLE = 512
+OVERHEAD = 128
+DESCRIPTOR_SECTORS = 20
+AT_END = (1 << 64) - 1
+EOS, TABLE, DIRECTORY, FOOTER = 0, 1, 2, 3
+COMPRESSED, MARKERS, ZERO_GRAINS, NEWLINES = 1 << 16, 1 << 17, 1 << 2, 1
+ESXI = "ESXi, vCenter"
+CODEC = Zlib()
+Adapter = Literal["lsilogic", "buslogic", "pvscsi", "ide"]
+
+_HEADER = struct.Struct("<4sIIQQQQIQQQB4sH433x")
+_MARKER = struct.Struct("<QII496x")
+_GRAIN = struct.Struct("<QI")
+_PER_GROUP = PER_TABLE * GRAIN // pieces.PIECE
+
+
+class Header(NamedTuple):
+    """The sparse extent header, first sector of the file; a stream has it again at the end, as its footer."""
+
+    magic: bytes
+    version: int
+    flags: int
+    capacity: int
+    grain: int
+    descriptor: int
+    descriptor_size: int
+    per_table: int
+    redundant: int
+    directory: int
+    overhead: int
+    unclean: int
+    newlines: bytes
+    compression: int
+
+
+def check_size(size: int) -> None:
+    """Raise Failure for a disk that cannot be a VMDK."""
+    if size % SECTOR or not size:
+        raise Failure(
+            f"a VMDK must be whole sectors of 512 bytes, the disk has {size} bytes", "build the disk again"
+        )
+    if size > 62 << 40:
+        raise Failure("a VMDK holds at most 62 TiB", "make SIZE smaller")
+
+
+class VmdkWriter:
+    """Writes a streamOptimized VMDK from `base` on, front to back but for header and descriptor."""
+
+    def __init__(
+        self,
+        file: BinaryIO,
+        size: int,
+        name: str,
+        adapter: Adapter = "lsilogic",
+        codec: Zlib = CODEC,
+        base: int = 0,
+    ) -> None:
+        check_size(size)
+        self.file, self.size, self.name, self.adapter, self.codec, self.base = (
+            file,
+            size,
+            name,
+            adapter,
+            codec,
+            base,
+        )
+        self.directory = array("I", bytes(4 * -(-size // (GRAIN * PER_TABLE))))
+        self.table = array("I", bytes(4 * PER_TABLE))
+        self.group = 0
+        self.position = OVERHEAD
+        self.populated = 0
+        """Guest bytes in stored grains: OVF's populatedSize."""
+        put(file, base, bytes(OVERHEAD * SECTOR))
+
+    @property
+    def length(self) -> int:
+        """Bytes written from `base` on."""
+        return self.position * SECTOR
+
+    def add(self, index: int, data: bytes, units: Units) -> None:
+        """Write the grains of a piece; zero grains are left out."""
+        if index // _PER_GROUP != self.group:
+            self._end_group()
+            self.group = index // _PER_GROUP
+        out = []
+        first = index * (pieces.PIECE // GRAIN)
+        for offset, packed in enumerate(units[self.codec]):
+            if packed is None:
+                continue
+            grain = first + offset
+            self.table[grain % PER_TABLE] = self.position
+            length = _GRAIN.size + len(packed)
+            padding = -length % SECTOR
+            out += [_GRAIN.pack(grain * GRAIN // SECTOR, len(packed)), packed, bytes(padding)]
+            self.position += (length + padding) // SECTOR
+            self.populated += min(GRAIN, self.size - grain * GRAIN)
+        self._write(b"".join(out))
+
+    def close(self, seed: str) -> None:
+        """End the stream: last table, directory, footer, end mark; then header and descriptor."""
+        self._end_group()
+        directory = _little(self.directory)
+        directory += bytes(-len(directory) % SECTOR)
+        self._marker(len(directory) // SECTOR, DIRECTORY)
+        header = self._header(self.position)
+        self._write(directory)
+        self.position += len(directory) // SECTOR
+        self._marker(1, FOOTER)
+        self._write(header + bytes(SECTOR))
+        self.position += 2
+        end = self.file.tell()
+        descriptor = describe(self.size, self.name, self.adapter, derive(seed, "vmdk content").hex)
+        put(self.file, self.base, self._header(AT_END) + descriptor.ljust(DESCRIPTOR_SECTORS * SECTOR, b"\0"))
+        self.file.seek(end)
+
+    def _end_group(self) -> None:
+        if not any(self.table):
+            return
+        self._marker(PER_TABLE * 4 // SECTOR, TABLE)
+        self.directory[self.group] = self.position
+        self._write(_little(self.table))
+        self.position += PER_TABLE * 4 // SECTOR
+        self.table = array("I", bytes(4 * PER_TABLE))
+
+    def _marker(self, sectors: int, kind: int) -> None:
+        self._write(_MARKER.pack(sectors, 0, kind))
+        self.position += 1
+
+    def _write(self, content: bytes) -> None:
+        if self.position > 0xFFFFFFFF:
+            raise Failure(
+                "the disk does not fit into one VMDK stream (2 TiB compressed)", "make SIZE smaller"
+            )
+        self.file.write(content)
+
+    def _header(self, directory: int) -> bytes:
+        return _HEADER.pack(
+            b"KDMV",
+            3,
+            NEWLINES | COMPRESSED | MARKERS,
+            self.size // SECTOR,
+            GRAIN // SECTOR,
+            1,
+            DESCRIPTOR_SECTORS,
+            PER_TABLE,
+            0,
+            directory,
+            OVERHEAD,
+            0,
+            b"\n \r\n",
+            1,
+        )
+
+
+def describe(size: int, name: str, adapter: Adapter, content_id: str) -> bytes:
+    """The text descriptor; `content_id` is 32 hexadecimal digits whose last eight are the CID."""
+    if content_id[-8:] in ("ffffffff", "fffffffe"):  # these two mean "no content id" to VMware
+        content_id = content_id[:-8] + "fffffffd"
+    heads, track = (16, 63) if adapter == "ide" else (255, 63)
+    cylinders = min(65535, -(-size // (SECTOR * heads * track)))
+    lines = (
+        "# Disk DescriptorFile",
+        "version=1",
+        f"CID={content_id[-8:]}",
+        "parentCID=ffffffff",
+        'createType="streamOptimized"',
+        "",
+        "# Extent description",
+        f'RW {size // SECTOR} SPARSE "{name}"',
+        "",
+        "# The Disk Data Base",
+        "#DDB",
+        "",
+        f'ddb.adapterType = "{"lsilogic" if adapter == "pvscsi" else adapter}"',
+        f'ddb.geometry.cylinders = "{cylinders}"',
+        f'ddb.geometry.heads = "{heads}"',
+        f'ddb.geometry.sectors = "{track}"',
+        f'ddb.longContentID = "{content_id}"',
+        'ddb.toolsInstallType = "4"',
+        'ddb.toolsVersion = "2147483647"',
+        'ddb.virtualHWVersion = "4"',
+        "",
+    )
+    return "\n".join(lines).encode()
+
+
+def _little(table: array[int]) -> bytes:
+    if sys.byteorder == "little":
+        return table.tobytes()
+    swapped = array(table.typecode, table)
+    swapped.byteswap()
+    return swapped.tobytes()
+
+
+@dataclass
+class VmdkDisk:
+    """Reads a VMDK in one sparse file: streamOptimized of both layouts, and monolithicSparse."""
+
+    extent: Extent
+
+    def __post_init__(self) -> None:
+        self.head = read_header(self.extent, 0)
+        self.header = self.head
+        if self.head.directory == AT_END:
+            self.header = read_header(self.extent, self.extent.size - 2 * SECTOR)
+        header = self.header
+        self.size = header.capacity * SECTOR
+        if not 0 < self.size <= 62 << 40:
+            raise Damaged(at(12), f"a capacity of {header.capacity} sectors is not possible", ESXI)
+        self.grain = header.grain * SECTOR
+        if not 4096 <= self.grain <= pieces.PIECE or self.grain & (self.grain - 1):
+            raise Damaged(at(20), f"grains of {self.grain} bytes", ESXI)
+        if not 1 <= header.per_table <= 4096:
+            raise Damaged(at(44), f"{header.per_table} entries a grain table", ESXI)
+        self.compressed = bool(header.flags & COMPRESSED)
+        if self.compressed and header.compression != 1:
+            raise Damaged(at(77), f"compression algorithm {header.compression} is not deflate", ESXI)
+        tables = -(-self.size // (self.grain * header.per_table))
+        self.directory = _words(self.extent, header.directory * SECTOR, tables)
+        self.table = functools.lru_cache(maxsize=16)(self._read_table)
+
+    def _read_table(self, group: int) -> array[int]:
+        """A grain table; empty when the directory has none."""
+        sector = self.directory[group]
+        return _words(self.extent, sector * SECTOR, self.header.per_table) if sector else array("I")
+
+    def grain_at(self, grain: int) -> int:
+        """Sector of a grain; 0 when it is zero."""
+        table = self.table(grain // self.header.per_table)
+        sector = table[grain % self.header.per_table] if table else 0
+        return 0 if sector == 1 and self.header.flags & ZERO_GRAINS else sector
+
+    def read_grain(self, grain: int, sector: int) -> bytes | bytearray:
+        """Guest-visible bytes of a stored grain; Damaged when it is broken or not this grain."""
+        offset, wanted = sector * SECTOR, min(self.grain, self.size - grain * self.grain)
+        if not self.compressed:
+            return self.extent.read(offset, wanted)
+        address, length = _GRAIN.unpack(self.extent.read(offset, _GRAIN.size))
+        if self.header.flags & MARKERS and address != grain * self.header.grain:
+            raise Damaged(
+                at(offset), f"a grain says sector {address} instead of {grain * self.header.grain}", ESXI
+            )
+        if not 0 < length <= 2 * self.grain + 4096:
+            raise Damaged(at(offset + 8), f"a grain of {length} compressed bytes", ESXI)
+        try:
+            data = CODEC.expand(self.extent.read(offset + _GRAIN.size, length), self.grain)
+        except ValueError as error:
+            raise Damaged(at(offset), f"a grain cannot be expanded: {error}", f"{ESXI}, QEMU") from None
+        if len(data) < wanted:
+            raise Damaged(at(offset), f"a grain holds {len(data)} bytes instead of {wanted}", ESXI)
+        return data if len(data) == wanted else data[:wanted]
+
+    def facts(self) -> dict[str, str]:
+        """Version, layout, and the descriptor's own words."""
+        values = self.descriptor()
+        return {
+            "version": str(self.head.version),
+            "type": values.get("createType", "unknown"),
+            "adapter": values.get("ddb.adapterType", "unknown"),
+            "content id": values.get("CID", "none"),
+            "tables": "at the end" if self.head.directory == AT_END else "in front",
+        }
+
+    def descriptor(self) -> dict[str, str]:
+        """Keys and values of the embedded descriptor."""
+        head = self.head
+        if not head.descriptor or head.descriptor_size > 2048:
+            return {}
+        raw = self.extent.read(head.descriptor * SECTOR, head.descriptor_size * SECTOR)
+        lines = (line.partition("=") for line in raw.rstrip(b"\0").decode("latin-1").splitlines())
+        return {key.strip(): value.strip().strip('"')[:200] for key, _, value in lines}
+
+    def piece(self, index: int) -> bytes | None:
+        """Guest-visible bytes of a piece; None when no grain of it is stored."""
+        start, wanted = index * pieces.PIECE, pieces.length(index, self.size)
+        grains = range(start // self.grain, -(-(start + wanted) // self.grain))
+        per_table = self.header.per_table
+        if not any(self.directory[grains[0] // per_table : grains[-1] // per_table + 1]):
+            return None
+        sectors = [self.grain_at(grain) for grain in grains]
+        if not any(sectors):
+            return None
+        return b"".join(
+            self.read_grain(grain, sector)
+            if sector
+            else bytes(min(self.grain, self.size - grain * self.grain))
+            for grain, sector in zip(grains, sectors, strict=True)
+        )
+
+
+def read_header(extent: Extent, offset: int) -> Header:
+    """A sparse extent header; Damaged when there is none."""
+    header = Header(*_HEADER.unpack(extent.read(offset, SECTOR)))
+    if header.magic != b"KDMV":
+        where = "footer" if offset else "header"
+        raise Damaged(at(offset), f"no VMDK {where} here", ESXI, "copy the file again: it may be cut off")
+    return header
+
+
+def _words(extent: Extent, offset: int, count: int) -> array[int]:
+    table = array("I", extent.read(offset, count * 4))
+    if sys.byteorder == "big":
+        table.byteswap()
+    return table
+
+
+def lint(extent: Extent) -> Iterator[Finding]:
+    """Walk the whole stream as ESXi does; QEMU's check and libvmdk read the tables only."""
+    start = extent.read(0, min(extent.size, SECTOR))
+    if start.startswith((b"# Disk Descriptor", b"# disk descriptor")):
+        yield Finding(
+            "error",
+            at(0),
+            "this is a descriptor alone, its extents are other files",
+            "every importer",
+            "convert the extents' disk to streamOptimized",
+        )
+        return
+    if start.startswith(b"COWD"):
+        yield Finding(
+            "error", at(0), "this is an ESX 2 sparse extent (COWD)", ESXI, "convert it to streamOptimized"
+        )
+        return
+    disk = VmdkDisk(extent)
+    yield from _lint_header(disk)
+    yield from _lint_descriptor(disk)
+    if disk.compressed and disk.head.flags & MARKERS:
+        yield from _walk(disk)
+
+
+def _lint_header(disk: VmdkDisk) -> Iterator[Finding]:
+    head, header = disk.head, disk.header
+    if not disk.compressed or not head.flags & MARKERS:
+        yield Finding(
+            "error",
+            at(8),
+            "this sparse VMDK is not streamOptimized",
+            ESXI,
+            "convert it: ESXi imports streamOptimized only",
+        )
+    elif head.version != 3:
+        yield Finding(
+            "error",
+            at(4),
+            f"header version {head.version} instead of 3",
+            "ESXi 6.5 and later",
+            "write version 3",
+        )
+    if head.newlines != b"\n \r\n":
+        yield Finding(
+            "error",
+            at(73),
+            "line ends in the header were changed by a text transfer",
+            ESXI,
+            "copy it as binary",
+        )
+    if head.unclean:
+        yield Finding(
+            "warning",
+            at(72),
+            "the disk was not closed cleanly",
+            ESXI,
+            "open and close it once where it was made",
+        )
+    if head.capacity % head.grain:
+        yield Finding("info", at(12), "the capacity is not a multiple of the grain size", "", "")
+    if head.directory == AT_END and header._replace(directory=AT_END) != head:
+        yield Finding(
+            "error",
+            at(disk.extent.size - 1024),
+            "the footer differs from the header in more than the directory's place",
+            ESXI,
+            "convert again",
+        )
+
+
+def _lint_descriptor(disk: VmdkDisk) -> Iterator[Finding]:
+    head = disk.head
+    if not head.descriptor or head.descriptor_size > 2048:
+        yield Finding("error", at(28), "no embedded descriptor", ESXI, "convert again")
+        return
+    where = at(head.descriptor * SECTOR)
+    raw = disk.extent.read(head.descriptor * SECTOR, head.descriptor_size * SECTOR)
+    text, values = raw.rstrip(b"\0").decode("latin-1"), disk.descriptor()
+    if not text.startswith("# Disk DescriptorFile"):
+        yield Finding(
+            "error", where, "the descriptor does not begin with its title line", ESXI, "convert again"
+        )
+    if values.get("CID", "ffffffff").lower() in ("ffffffff", "fffffffe"):
+        yield Finding("error", where, "the descriptor has no content id", ESXI, "write a CID")
+    if disk.compressed and values.get("createType") != "streamOptimized":
+        yield Finding(
+            "error", where, f"createType {values.get('createType')!r}", ESXI, "write streamOptimized"
+        )
+    if values.get("parentCID", "ffffffff").lower() != "ffffffff":
+        yield Finding("error", where, "the disk needs a parent disk", ESXI, "export it as one whole disk")
+    sizes = [int(size) for size in re.findall(r"^RW (\d{1,18}) SPARSE ", text, re.MULTILINE)]
+    if sizes != [head.capacity]:
+        yield Finding(
+            "error",
+            where,
+            f"the descriptor's extents {sizes} are not the capacity {head.capacity}",
+            ESXI,
+            "convert again",
+        )
+    adapter = values.get("ddb.adapterType", "")
+    if adapter == "ide":
+        yield Finding(
+            "warning",
+            where,
+            "the adapter is IDE",
+            "vCenter with a SCSI controller in the OVF",
+            "write lsilogic",
+        )
+    elif adapter not in ("lsilogic", "buslogic", "legacyESX"):
+        yield Finding(
+            "warning", where, f"the adapter {adapter!r} is not one VMware names", ESXI, "write lsilogic"
+        )
+
+
+def _walk(disk: VmdkDisk) -> Iterator[Finding]:
+    """Follow the stream from grain to grain to its end mark, and compare the tables with what it holds."""
+    extent, position = disk.extent, disk.header.overhead
+    seen: dict[int, int] = {}
+    last, ended, tables = -1, False, 0
+    while not ended:
+        offset = position * SECTOR
+        if offset + SECTOR > extent.size:
+            yield Finding(
+                "error", at(extent.size), "the stream has no end mark", ESXI, "append a sector of zeros"
+            )
+            return
+        count, length, kind = _MARKER.unpack(extent.read(offset, SECTOR))
+        position += 1
+        if length:
+            address = count
+            grain, rest = divmod(address, disk.header.grain)
+            if rest or grain * disk.grain >= disk.size:
+                raise Damaged(
+                    at(offset), f"a grain says sector {address}, which is none of this disk's", ESXI
+                )
+            if grain <= last:
+                yield Finding("error", at(offset), "grains are not in rising order", ESXI, "convert again")
+            last = max(last, grain)
+            if disk.grain_at(grain) != offset // SECTOR:
+                yield Finding(
+                    "error",
+                    at(offset),
+                    "the grain table does not name a stored grain",
+                    f"{ESXI}, QEMU",
+                    "convert again",
+                )
+            disk.read_grain(grain, offset // SECTOR)
+            position += -(-(_GRAIN.size + length) // SECTOR) - 1
+            seen[grain // disk.header.per_table] = seen.get(grain // disk.header.per_table, 0) + 1
+            continue
+        if kind == EOS:
+            ended = True
+        elif kind in (TABLE, DIRECTORY, FOOTER):
+            tables += kind == TABLE
+            position += count
+        else:
+            raise Damaged(at(offset), f"a marker of the unknown type {kind}", ESXI)
+    if extent.size - position * SECTOR >= SECTOR:
+        yield Finding(
+            "error" if disk.head.directory == AT_END else "warning",
+            at(position * SECTOR),
+            "bytes follow the end mark",
+            ESXI,
+            "cut the file there",
+        )
+    yield from _lint_tables(disk, seen)
+
+
+def _lint_tables(disk: VmdkDisk, seen: dict[int, int]) -> Iterator[Finding]:
+    for group, sector in enumerate(disk.directory):
+        if not sector:
+            continue
+        named = sum(
+            1
+            for entry in disk.table(group)
+            if entry > 1 or (entry == 1 and not disk.header.flags & ZERO_GRAINS)
+        )
+        if named != seen.get(group, 0):
+            yield Finding(
+                "error",
+                at(sector * SECTOR),
+                f"a grain table names {named} grains, the stream holds {seen.get(group, 0)}",
+                f"{ESXI}, QEMU",
+                "convert again",
+            )
