@@ -1,0 +1,165 @@
+"""Conversion in ratios: ours and `qemu-img convert` in turn, on the same raw disk.
+
+formats    QCOW2, VHD and VMDK in one run, read back and hashed    wanted: at most 0.30 of three qemu-img runs
+bz2        outer compression of the VHD, without its read-back     wanted: at most 0.60 of bzip2 on two cores
+sizes      each file                                               wanted: at most 1.03 of qemu-img's
+cpu        processor time of the first line; over the number of cores, what an idle machine would show
+memory     peak of the converting process                          wanted: under 300 MiB
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import resource
+import statistics
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+WANTED = {"formats": 0.30, "bz2": 0.60, "sizes": 1.03, "memory": 300.0}
+"""At most; `cpu` has no bound of its own."""
+QEMU: Mapping[str, Sequence[str]] = {
+    "qcow2": ("-c", "-O", "qcow2", "-o", "compat=0.10"),
+    "vhd": ("-O", "vpc"),
+    "vmdk": ("-O", "vmdk", "-o", "subformat=streamOptimized,adapter_type=lsilogic"),
+}
+OURS = r"""
+import json, re, sys, time
+sys.path.insert(0, sys.argv[1])
+from build.agent.convert import run
+phases, started = {}, time.monotonic()
+def emit(kind, **fields):
+    now = time.monotonic()
+    first, _ = phases.get(fields["label"], (now, now))
+    phases[fields["label"]] = (first, now)
+run(json.loads(sys.argv[2]), emit)
+peak = re.search(r"VmHWM:\s+(\d+) kB", open("/proc/self/status").read())
+print(json.dumps({"phases": {name: b - a for name, (a, b) in phases.items()}, "peak": int(peak[1]) / 1024}))
+"""
+
+
+def main() -> int:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--image", type=Path, help="raw disk (default: one made of this machine's /usr)")
+    parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--work", type=Path, default=Path("/var/tmp"))
+    asked = parser.parse_args()
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=asked.work) as folder:
+        image = asked.image or make(Path(folder))
+        return report(measure(image, Path(folder), asked.pairs))
+
+
+def make(folder: Path) -> Path:
+    """A disk of 2000 MiB with about 1 GB of this machine's files in ext4."""
+    tree, image = folder / "tree", folder / "disk.img"
+    tree.mkdir()
+    total = 0
+    for source in sorted(Path("/usr").glob("*/*")):
+        size = int(
+            subprocess.run(["du", "-sxm", source], capture_output=True, text=True, check=True).stdout.split()[
+                0
+            ]
+        )
+        if total + size <= 1100:
+            total += size
+            subprocess.run(["cp", "-a", "--parents", source, tree], check=True)
+    with open(image, "wb") as file:
+        file.truncate(2000 << 20)
+    subprocess.run(["mke2fs", "-q", "-F", "-t", "ext4", "-d", tree, image], check=True)
+    subprocess.run(["rm", "-rf", tree], check=True)
+    return image
+
+
+def measure(image: Path, folder: Path, pairs: int) -> dict[str, list[float]]:
+    """Ratios of every pair: ours against theirs."""
+    ratios: dict[str, list[float]] = {"formats": [], "cpu": [], "bz2": [], "sizes": [], "memory": []}
+    seconds: dict[str, float] = {}
+    subprocess.run(["cat", image], stdout=subprocess.DEVNULL, check=True)
+    for _ in range(pairs):
+        before = processor_time()
+        seconds["ours"], told = timed_ours(image, folder, dict.fromkeys(QEMU, ""))
+        between = processor_time()
+        seconds["qemu"] = 0.0
+        for name, options in QEMU.items():
+            theirs = folder / f"theirs.{name}"
+            seconds[name] = timed("qemu-img", "convert", "-f", "raw", *options, str(image), str(theirs))
+            seconds["qemu"] += seconds[name]
+            ratios["sizes"].append((folder / f"ours.{name}").stat().st_size / theirs.stat().st_size)
+            theirs.unlink()
+        ratios["formats"].append(seconds["ours"] / seconds["qemu"])
+        ratios["cpu"].append((between - before) / (processor_time() - between))
+        seconds["bzip2"] = timed("bzip2", "-k", "-f", str(folder / "ours.vhd"))
+        _, wrapped = timed_ours(image, folder, {"vhd": "bz2"})
+        seconds["our bz2"] = wrapped["phases"]["compress bz2"]
+        seconds["verify bz2"] = wrapped["phases"]["verify bz2"]
+        ratios["bz2"].append(seconds["our bz2"] / seconds["bzip2"])
+        ratios["memory"].append(max(told["peak"], wrapped["peak"]))
+        print({name: round(value, 1) for name, value in seconds.items()}, flush=True)
+    return ratios
+
+
+def timed_ours(image: Path, folder: Path, formats: Mapping[str, str]) -> tuple[float, dict[str, Any]]:
+    """Seconds of one run of the verb in a process of its own, and what it told."""
+    rows = [
+        {
+            "name": name,
+            "kind": name,
+            "file": f"ours.{name}" + (f".{outer}" if outer else ""),
+            "compress": outer,
+        }
+        for name, outer in formats.items()
+    ]
+    request = {
+        "image": str(image),
+        "outdir": str(folder),
+        "formats": rows,
+        "identity": "bench",
+        "epoch": 0,
+        "force": True,
+    }
+    started = time.monotonic()
+    done = subprocess.run(
+        [sys.executable, "-c", OURS, str(CHECKOUT), json.dumps(request)],
+        capture_output=True,
+        text=True,
+        check=True,
+    )
+    return time.monotonic() - started, json.loads(done.stdout.splitlines()[-1])
+
+
+def processor_time() -> float:
+    """Seconds that finished children have used, user and system."""
+    used = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return used.ru_utime + used.ru_stime
+
+
+def timed(*argv: str) -> float:
+    """Seconds of one command."""
+    started = time.monotonic()
+    subprocess.run(argv, check=True)
+    return time.monotonic() - started
+
+
+def report(ratios: Mapping[str, Sequence[float]]) -> int:
+    """Print medians against what is wanted; answers the exit status."""
+    failed = False
+    for name, values in ratios.items():
+        told = max(values) if name in ("sizes", "memory") else statistics.median(values)
+        missed = name in WANTED and told > WANTED[name]
+        failed = failed or missed
+        wanted = (
+            f"wanted: at most {WANTED[name]:g}   {'MISSED' if missed else 'ok'}" if name in WANTED else ""
+        )
+        print(f"{name:<10} {told:8.3f}   {wanted}".rstrip())
+    print(json.dumps({name: [round(value, 4) for value in values] for name, values in ratios.items()}))
+    return int(failed)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
