@@ -1,0 +1,189 @@
+"""Real systems, seen from inside."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from build.agent import qemu, verify
+from tests import cli
+from tests.boot.guest import converse, output, put
+from tests.images import TINY, Built, sha256
+
+pytestmark = pytest.mark.boot
+
+ROWS = {
+    "firmware",
+    "system",
+    "failed units",
+    "out of memory",
+    "mounts",
+    "disk size",
+    "root grown",
+    "backup GPT",
+    "disk driver",
+    "kernel",
+    "kernel arguments",
+    "memory",
+    "boot time",
+    "power off",
+}
+"""What every guest is asked."""
+
+
+def verified(flags: tuple[str, ...], target: Path, *options: str) -> dict[str, dict[str, Any]]:
+    """Run `inv verify`, see that it agrees with its own JSON, and return the guests by firmware."""
+    done = cli.inv(*flags, "verify", f"--json={target}", *options)
+    result = json.loads(target.read_text()) if target.exists() else {"guests": []}
+    assert done.returncode == 0, done.stdout + done.stderr
+    for guest in result["guests"]:
+        assert guest["ok"]
+        assert {check["name"] for check in guest["checks"]} >= ROWS
+        assert Path(guest["serial_log"]).stat().st_size > 1000
+        for check in guest["checks"]:
+            assert check["name"] in done.stdout
+    return {guest["firmware"]: guest for guest in result["guests"]}
+
+
+def value(guest: dict[str, Any], name: str) -> str:
+    (found,) = [check["value"] for check in guest["checks"] if check["name"] == name]
+    return str(found)
+
+
+def test_the_tiny_image_boots_under_both_firmwares_and_stays_as_it_was(tiny: Built, tmp_path: Path) -> None:
+    before = sha256(tiny.image), tiny.image.stat().st_mtime_ns
+    lay = sorted(path.name for path in tiny.location.iterdir())
+    guests = verified(tiny.flags, tmp_path / "verify.json")
+    assert list(guests) == ["bios", "uefi"]
+    assert value(guests["uefi"], "firmware") == "uefi"
+    assert (sha256(tiny.image), tiny.image.stat().st_mtime_ns) == before
+    left = {path.name for path in tiny.location.iterdir()} - set(lay)
+    assert all(name.endswith(".log") for name in left)
+
+
+def root_of(image: Path) -> int:
+    """Return the byte where the last partition begins."""
+    table = json.loads(
+        subprocess.run(["sfdisk", "--json", image], capture_output=True, check=True, text=True).stdout
+    )
+    return max(int(part["start"]) for part in table["partitiontable"]["partitions"]) * 512
+
+
+@pytest.fixture
+def ill(tiny: Built, tmp_path: Path) -> Iterator[Path]:
+    """A copy of the tiny image with a unit that fails."""
+    copy = tmp_path / "ill.raw"
+    subprocess.run(["cp", "--sparse=always", "--reflink=auto", tiny.image, copy], check=True)
+    unit = tmp_path / "broken.service"
+    unit.write_text(
+        "[Unit]\nDescription=Broken on purpose\n[Service]\nType=oneshot\n"
+        "ExecStart=/bin/sh -c 'echo a word in the journal; exit 3'\n"
+    )
+    wants = "/etc/systemd/system/multi-user.target.wants"
+    orders = tmp_path / "orders"
+    orders.write_text(
+        f"write {unit} /etc/systemd/system/broken.service\n"
+        f"symlink {wants}/broken.service /etc/systemd/system/broken.service\n"
+    )
+    subprocess.run(
+        ["debugfs", "-w", "-f", orders, f"{copy}?offset={root_of(copy)}"], check=True, capture_output=True
+    )
+    yield copy
+    copy.unlink()
+
+
+def test_an_ill_system_answers_and_is_told_row_by_row(ill: Path, tmp_path: Path) -> None:
+    expect = {
+        "release": "Cloudstack Release 0.0",
+        "ssh_port": 1,
+        "kernel_cmdline": "console=ttyS0,115200n8 nosuchargument",
+        "min_disk": 99999,
+    }
+    request = {
+        "image": str(ill),
+        "format": "raw",
+        "firmware": ["bios"],
+        "memory": 256,
+        "arch": "amd64",
+        "expect": expect,
+        "work": str(tmp_path),
+        "machine": {"disk": "ahci", "nic": "e1000"},
+    }
+    progress: list[int] = []
+
+    def emit(kind: str, **fields: Any) -> None:
+        if kind == "progress":
+            assert fields["total"] == 100
+            progress.append(fields["done"])
+
+    (guest,) = verify.run(request, emit)["guests"]
+    faults = {check["name"]: check["value"] for check in guest["checks"] if not check["ok"]}
+    assert set(faults) == {
+        "system",
+        "failed units",
+        "disk size",
+        "kernel arguments",
+        "release",
+        "sshd port",
+    }
+    assert faults["system"] == "degraded"
+    assert faults["failed units"].splitlines()[0] == "broken.service"
+    assert "a word in the journal" in faults["failed units"]
+    assert faults["kernel arguments"].startswith("without nosuchargument: ")
+    assert faults["sshd port"] == "22"
+    assert not guest["ok"]
+    assert value(guest, "disk driver") == "ahci"
+    assert value(guest, "nic driver") == "e1000"
+    assert progress == sorted(progress)
+    assert (progress[0], progress[-1]) == (0, 100)
+
+
+def test_a_guest_can_be_talked_to(tiny: Built, tmp_path: Path) -> None:
+    """Files go in, long output comes out, and a restart of the agent in the midst loses nothing."""
+
+    async def conversation(guest: qemu.Guest) -> None:
+        await put(guest, "/run/cmdline", b"type=router name=r-1-VM\n\x00\xff")
+        assert await output(guest, "base64 /run/cmdline") == "dHlwZT1yb3V0ZXIgbmFtZT1yLTEtVk0KAP8="
+        assert await output(guest, "echo to stderr >&2; false") == "to stderr"
+        lines = (await output(guest, "seq 1 100000")).splitlines()
+        assert lines == [str(number) for number in range(1, 100001)]
+        with pytest.raises(qemu.Interrupted):
+            await output(guest, "systemctl restart --no-block qemu-guest-agent; exec tail -f /dev/null")
+        assert await output(guest, "echo again") == "again"
+        with pytest.raises(qemu.Stopped, match="refuses guest-nonsense"):
+            await guest.ask("guest-nonsense")
+        await guest.power_off()
+
+    converse(tiny.image, tmp_path, conversation)
+    assert "Linux version" in (tmp_path / "serial-guest.log").read_text(errors="replace")
+
+
+@pytest.mark.parametrize(
+    ("name", "flags", "firmwares"),
+    [
+        # Not every mirror keeps i386's security index in step with its signature; what boots is the point.
+        ("i386", (*TINY, "--set", "arch=i386", "--set", "security=false"), ["bios"]),
+        ("bookworm", ("--image", "config/systemvm.yaml"), ["bios", "uefi"]),
+        ("trixie", ("--image", "config/systemvm.yaml", "--set", "suite=trixie"), ["bios", "uefi"]),
+    ],
+)
+def test_every_shipped_image_boots_in_256_mib(
+    tmp_path: Path, name: str, flags: tuple[str, ...], firmwares: list[str]
+) -> None:
+    location = tmp_path / name
+    where = (*flags, "--set", f"location={location}")
+    try:
+        cli.succeed(*where, "build")
+        guests = verified(where, tmp_path / "verify.json", "--memory=256")
+    finally:
+        shutil.rmtree(location, ignore_errors=True)
+    assert list(guests) == firmwares
+    if name != "i386":
+        assert all(value(guest, "sshd port") == "3922" for guest in guests.values())
+        assert all(value(guest, "release").startswith("Cloudstack Release ") for guest in guests.values())

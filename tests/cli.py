@@ -1,0 +1,77 @@
+"""Run `inv` as a user does, and look at what comes back."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parents[1]
+INV = (sys.executable, "-m", "invoke")
+
+
+def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
+    """This process's environment without settings of its user."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith("SYSTEMVM_")}
+    return {**kept, "COLUMNS": "120", **(extra or {})}
+
+
+def inv(
+    *arguments: str, prefix: Sequence[str] = (), env: Mapping[str, str] | None = None, cwd: Path = CHECKOUT
+) -> subprocess.CompletedProcess[str]:
+    """Run one command line to its end."""
+    return subprocess.run(
+        [*prefix, *INV, *arguments],
+        cwd=cwd,
+        env=environment(env),
+        stdin=subprocess.DEVNULL,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+
+
+def start(
+    *arguments: str, prefix: Sequence[str] = (), env: Mapping[str, str] | None = None
+) -> subprocess.Popen[str]:
+    """Start one in a process group of its own, as a shell does."""
+    return subprocess.Popen(
+        [*prefix, *INV, *arguments],
+        cwd=CHECKOUT,
+        env=environment(env),
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+        bufsize=1,
+        start_new_session=True,
+        # A shell without job control starts what runs behind it deaf to interrupts, and so all below.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+    )
+
+
+def succeed(*arguments: str, prefix: Sequence[str] = (), env: Mapping[str, str] | None = None) -> str:
+    """Run one that must end well; answers what it printed."""
+    done = inv(*arguments, prefix=prefix, env=env)
+    assert done.returncode == 0, f"{arguments}\n{done.stdout}\n{done.stderr}"
+    return done.stdout
+
+
+def refuse(*arguments: str, prefix: Sequence[str] = (), env: Mapping[str, str] | None = None) -> str:
+    """Run one that must be refused with one clear error, a hint and no traceback; answers the error."""
+    done = inv(*arguments, prefix=prefix, env=env)
+    assert done.returncode not in (0, -9), done.stdout
+    assert "Traceback" not in done.stderr + done.stdout
+    lines = done.stderr.strip().splitlines()
+    assert lines[0].startswith("error: "), done.stderr
+    assert lines[-1].startswith("  hint: "), done.stderr
+    return done.stderr
+
+
+def states(output: str) -> dict[str, str]:
+    """Read `built|cached NAME 1.2s` lines."""
+    words = [line.split() for line in output.splitlines()]
+    return {row[1]: row[0] for row in words if len(row) > 2 and row[0] in ("built", "cached")}

@@ -1,0 +1,89 @@
+"""Rings, and what each may do. A test belongs to the ring of its folder; none is ever skipped."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import tempfile
+from collections.abc import Generator
+from pathlib import Path
+from typing import Any, NoReturn
+
+import pytest
+
+from tests.images import tiny as tiny  # for every ring that needs a built image
+
+RINGS = ("unit", "golden", "root", "boot", "remote")
+HERE = Path(__file__).resolve().parent
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Mark each test with the ring of its folder."""
+    for item in items:
+        ring = item.path.relative_to(HERE).parts[0]
+        if ring not in RINGS:
+            raise pytest.UsageError(f"{item.nodeid} is in no ring: move it to tests/{{{','.join(RINGS)}}}")
+        item.add_marker(ring)
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_runtest_makereport(item: pytest.Item) -> Generator[None, pytest.TestReport, pytest.TestReport]:
+    """Count a skipped test as failed: what cannot run here has not been shown to work."""
+    report = yield
+    if report.skipped and not hasattr(report, "wasxfail"):
+        report.outcome = "failed"
+        report.longrepr = f"{item.nodeid} was skipped, which counts as failed: {report.longrepr}"
+    return report
+
+
+@pytest.hookimpl(wrapper=True)
+def pytest_make_collect_report(
+    collector: pytest.Collector,
+) -> Generator[None, pytest.CollectReport, pytest.CollectReport]:
+    """Count a skipped module as failed, too."""
+    report = yield
+    if report.outcome == "skipped":
+        report.outcome = "failed"
+        report.longrepr = f"{collector.nodeid} was skipped, which counts as failed: {report.longrepr}"
+    return report
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _open(tmp_path_factory: pytest.TempPathFactory) -> None:
+    """Let the ordinary users that tests become walk into their temporary folders."""
+    base = tmp_path_factory.getbasetemp()
+    roof = Path(tempfile.gettempdir())
+    for path in (base, *base.parents):
+        if roof in path.parents:
+            path.chmod(0o755)
+
+
+@pytest.fixture(autouse=True)
+def _ring(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Hold a test to its ring, away from the settings of whoever runs it."""
+    for name in [name for name in os.environ if name.startswith("SYSTEMVM_")]:
+        monkeypatch.delenv(name)
+    ring = next(ring for ring in RINGS if request.node.get_closest_marker(ring))
+    if ring in ("root", "boot", "remote") and os.geteuid() != 0:
+        pytest.fail(
+            f"the {ring} ring needs root: run it as root, or leave it out with --ring unit", pytrace=False
+        )
+    if ring == "unit":
+        _forbid(monkeypatch)
+
+
+def _forbid(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Refuse what a unit test may not do: start a process, open a connection."""
+
+    def refused(*arguments: Any, **_options: Any) -> NoReturn:
+        pytest.fail(f"a unit test may not start processes or open connections: {arguments[1:] or arguments}")
+
+    for owner, names in {
+        subprocess.Popen: ("__init__",),
+        socket.socket: ("connect", "connect_ex", "bind"),
+        os: ("system", "fork", "forkpty", "posix_spawn", "posix_spawnp", "execv", "execve"),
+    }.items():
+        for name in names:
+            monkeypatch.setattr(owner, name, refused)

@@ -1,0 +1,1 @@
+note "this image has no keepalived"

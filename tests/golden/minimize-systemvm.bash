@@ -1,0 +1,20 @@
+desktop="$("$PYTHON" -I "$FILES/closure.py" "$ROOT" default-jre-headless 'libx11-6|libxcb1|libxext6|libxtst6|x11-common|xserver-.*|libgtk-?[234].*|libqt[456].*|libwayland-.*|libgl1.*|libegl1.*|libpulse0|.*-desktop')"
+[ -z "$desktop" ] ||
+    fail "the Java runtime brought a desktop library: ${desktop%%$'\n'*}" "set jre to a headless package"
+
+# Some packages only recommend what a plug-in of theirs needs: a gap here is for the log.
+"$PYTHON" -I "$FILES/elf.py" check "$ROOT" "$WORK/needed" || true
+
+"$PYTHON" -I "$FILES/minimize.py" "$ROOT" >"$WORK/saved"
+while IFS=$'\t' read -r rule count bytes; do
+    if [ "$count" -eq 0 ]; then continue; fi
+    note "$(printf '%-16s %8s in %6d files' "$rule" "$(numfmt --to=iec "$bytes")" "$count")"
+done <"$WORK/saved"
+
+gone="$("$PYTHON" -I "$FILES/elf.py" recheck "$ROOT" "$WORK/needed")" ||
+    fail "minimize took what programs need: ${gone%%$'\n'*}" "correct build/tools/minimize.py"
+audit="$(in_tree dpkg --audit)"
+[ -z "$audit" ] ||
+    fail "dpkg finds packages half installed: ${audit%%$'\n'*}" "read the log of this step"
+if [ -e "$ROOT/usr/bin/python3" ]; then in_tree python3 -c 'import ctypes, hashlib, json, ssl, subprocess'; fi
+if [ -e "$ROOT/usr/bin/java" ] || [ -L "$ROOT/usr/bin/java" ]; then in_tree java -version; fi

@@ -1,0 +1,51 @@
+"""Every source of the checkout is clean by its linter."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+SHEBANGS = ("#!/bin/sh", "#!/bin/bash", "#!/usr/bin/env bash")
+
+
+def clean(*argv: str | Path) -> None:
+    """Run a linter that must find nothing."""
+    done = subprocess.run(argv, cwd=CHECKOUT, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout + done.stderr
+
+
+def tracked() -> list[Path]:
+    """Files that git knows, or would take."""
+    argv = ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"]
+    names = subprocess.run(argv, cwd=CHECKOUT, capture_output=True, check=True).stdout.split(b"\0")
+    return [path for path in (CHECKOUT / name.decode() for name in names if name) if path.is_file()]
+
+
+def shell_scripts() -> list[Path]:
+    """Files that a shell runs, by their name or first line."""
+    return [
+        path
+        for path in tracked()
+        if path.suffix == ".sh"
+        or path.read_bytes()[:32].startswith(tuple(line.encode() for line in SHEBANGS))
+    ]
+
+
+def test_python_is_clean() -> None:
+    clean(sys.executable, "-m", "ruff", "check", "--no-cache", ".")
+
+
+def test_python_is_formatted() -> None:
+    clean(sys.executable, "-m", "ruff", "format", "--no-cache", "--check", ".")
+
+
+def test_types_hold() -> None:
+    clean(sys.executable, "-m", "mypy", "tasks.py", "build", "tests", *(CHECKOUT / "bench").glob("*.py"))
+
+
+def test_shell_is_clean() -> None:
+    scripts = shell_scripts()
+    assert {CHECKOUT / "inv", CHECKOUT / ".ci/run", CHECKOUT / "build/engine/install.sh"} <= set(scripts)
+    clean("shellcheck", *scripts)

@@ -1,0 +1,276 @@
+"""The whole chain on the tiny image, by the commands that users type."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from tests import cli, ordinary
+from tests.images import STEPS, TINY, Built, sha256
+
+pytestmark = pytest.mark.root
+CHECKOUT = cli.CHECKOUT
+
+
+def test_a_build_tells_each_step_and_leaves_image_manifest_and_sum(tiny: Built) -> None:
+    states = cli.states(tiny.output)
+    assert [name for name in states if name in (*STEPS, "disk")] == [*STEPS, "disk"]
+    assert {states[name] for name in (*STEPS, "disk")} == {"built"}
+    assert tiny.manifest["disk"]["sha256"] == sha256(tiny.image)
+    assert tiny.image.stat().st_size == 1024 << 20
+    assert tiny.image.stat().st_blocks * 512 < 800 << 20
+    summed = tiny.image.with_name("tiny.img.sha256").read_text()
+    assert summed == f"{sha256(tiny.image)}  tiny.img\n"
+    assert {"linux-image-amd64", "openssh-server"} <= {
+        package["name"] for package in tiny.manifest["packages"]
+    }
+
+
+def test_nothing_changed_means_all_cached(tiny: Built) -> None:
+    before = tiny.image.stat().st_mtime_ns
+    states = cli.states(cli.succeed("build", *tiny.flags))
+    assert {states[name] for name in (*STEPS, "disk")} == {"cached"}
+    assert tiny.image.stat().st_mtime_ns == before
+
+
+def test_every_task_brings_what_it_needs(tiny: Built) -> None:
+    states = cli.states(cli.succeed("minimize", *tiny.flags, "--frozen"))
+    assert [name for name in states if name in STEPS] == list(STEPS[:4])
+
+
+def test_plan_shows_keys_and_states_and_the_very_scripts(tiny: Built) -> None:
+    shown = cli.succeed("plan", *tiny.flags)
+    for key in tiny.manifest["layers"]:
+        assert key in shown
+    assert shown.count("cached") == len(STEPS)
+    text = cli.succeed("plan", "--script", *tiny.flags)
+    assert text.count("set -Eeuo pipefail") == len(STEPS)
+
+
+@pytest.fixture(scope="module")
+def own(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """An image definition of one's own: a copy of the shipped ones, with room for changes."""
+    folder = tmp_path_factory.mktemp("own") / "config"
+    shutil.copytree(CHECKOUT / "config", folder, symlinks=True)
+    return folder
+
+
+def test_one_overlay_file_changed_leaves_the_layers_below(tiny: Built, own: Path) -> None:
+    """Names that bite go through whole; the initramfs is not made again; `why` names the file."""
+    name = "a 'b\"\n$c --"
+    (own / "tiny" / "etc" / name).write_text("bites\n")
+    flags = ("--image", str(own / "tiny.yaml"), "--set", f"location={tiny.location}")
+    told = cli.succeed("why", "tweak", *flags)
+    assert repr(f"tree/etc/{name}") in told
+    assert "added" in told
+    image = tiny.location / "own.img"
+    states = cli.states(cli.succeed("build", *flags, "--frozen", "--set", f"imageloc={image}"))
+    assert [states[step] for step in (*STEPS, "disk")] == ["cached"] * 2 + ["built"] * 5
+    seen = cli.succeed("shell", *flags, "--command", 'cat "/etc/a \'b\\"\n$c --"')
+    assert seen.strip().endswith("bites")
+    image.unlink()
+
+
+def test_a_shell_opens_at_any_layer_and_changes_nothing(tiny: Built) -> None:
+    assert cli.succeed("shell", *tiny.flags, "--command", "cat /etc/hostname").strip() == "tiny"
+    at = ("shell", *tiny.flags, "--at", "debootstrap", "--command")
+    assert cli.inv(*at, "test -e /usr/sbin/policy-rc.d").returncode == 0
+    assert cli.inv(*at, "touch /tried").returncode == 0
+    assert cli.inv(*at, "test -e /tried").returncode == 1
+    assert "no step 'nosuch'" in cli.refuse("shell", *tiny.flags, "--at", "nosuch")
+
+
+def test_from_nothing_again_gives_the_same_bytes(tiny: Built, tmp_path: Path) -> None:
+    location = copied_resolution(tiny, tmp_path / "again")
+    cli.succeed("build", *TINY, "--frozen", "--set", f"location={location}")
+    assert sha256(location / "tiny.img") == sha256(tiny.image)
+
+
+def copied_resolution(tiny: Built, location: Path) -> Path:
+    """A new location that knows the same package set: what both builds must have in common."""
+    location.mkdir()
+    shutil.copytree(tiny.location / "resolutions", location / "resolutions")
+    shutil.copytree(tiny.location / "debs", location / "debs")
+    return location
+
+
+def test_an_ordinary_user_gets_the_same_bytes(tiny: Built, tmp_path: Path) -> None:
+    location, tables = copied_resolution(tiny, tmp_path / "user"), tmp_path / "tables"
+    tables.mkdir()
+    for path in (location, *location.rglob("*")):
+        os.chown(path, ordinary.UID, ordinary.UID)
+    prefix = ordinary.prefix(tables, location)
+    flags = (*TINY, "--frozen", "--set", f"location={location}")
+    cli.succeed("build", *flags, prefix=prefix)
+    assert sha256(location / "tiny.img") == sha256(tiny.image)
+    assert cli.succeed("shell", *flags, "--command", "id -u", prefix=prefix).strip() == "0"
+    assert (location / "cache/user").is_dir()
+    cli.succeed("clean", "--all", *flags, prefix=prefix)
+    assert [path.name for path in location.iterdir()] == ["lock"]
+
+
+def test_where_overlayfs_cannot_stack_layers_are_copies_and_the_bytes_the_same(
+    tiny: Built, tmp_path: Path
+) -> None:
+    """A container's own file system is an overlay: its kernel refuses an overlay's upper directory there."""
+    copied_resolution(tiny, tmp_path / "lower")
+    for name in ("upper", "work", "location"):
+        (tmp_path / name).mkdir()
+    script = (
+        f"mount -t overlay -o lowerdir={tmp_path}/lower,upperdir={tmp_path}/upper,workdir={tmp_path}/work "
+        f'overlay {tmp_path}/location; exec "$@"'
+    )
+    prefix = ("unshare", "--mount", "--propagation", "private", "bash", "-euc", script, "in-container")
+    flags = (*TINY, "--frozen", "--set", f"location={tmp_path}/location")
+    output = cli.succeed("build", *flags, prefix=prefix)
+    assert "overlayfs does not work" in output
+    assert sha256(tmp_path / "upper" / "tiny.img") == sha256(tiny.image)
+
+
+def test_debootstrap_gives_the_same_bytes_as_mmdebstrap(tiny: Built, tmp_path: Path) -> None:
+    location = copied_resolution(tiny, tmp_path / "other-tool")
+    cli.succeed("build", *TINY, "--frozen", "--set", f"location={location}", "--set", "bootstrap=debootstrap")
+    manifest = json.loads((location / "tiny.img.json").read_text())
+    assert manifest["settings"]["bootstrap"] == "debootstrap"
+    assert listing(location, manifest["layers"]) == listing(tiny.location, tiny.manifest["layers"])
+
+
+def listing(location: Path, layers: list[str]) -> str:
+    """Every path of the finished tree with type, mode, owner, size and content's sum."""
+    place = {"location": str(location), "mountpoint": "/mnt/listing", "mode": "root", "overlay": True}
+    from tests.agent import Agent
+
+    agent = Agent()
+    try:
+        request = {
+            "place": place,
+            "key": f"listing-{location.name}",
+            "below": layers,
+            "step": "listing",
+            "script": LISTING,
+            "files": {},
+            "bootstrap": False,
+            "epoch": 0,
+            "record": {"step": "listing"},
+        }
+        agent.call("layer", **request)
+    finally:
+        agent.close()
+    return (location / "logs/listing.log").read_text()
+
+
+LISTING = r"""
+cd "$ROOT"
+find . -xdev ! -type d -printf '%p %y %m %U:%G %l\n' -o -printf '%p %y %m %U:%G\n' | LC_ALL=C sort
+find . -xdev -type f -print0 | LC_ALL=C sort -z | xargs -0 sha256sum
+"""
+
+
+def test_without_minimize_the_image_is_sealed_too(tiny: Built) -> None:
+    flags = (*tiny.flags, "--frozen", "--set", "minimize=false")
+    cli.succeed("seal", *flags)
+
+    def absent(*paths: str) -> None:
+        for path in paths:
+            assert cli.inv("shell", *flags, "--command", f"test -e {path}").returncode == 1, path
+
+    def present(*paths: str) -> None:
+        for path in paths:
+            assert cli.inv("shell", *flags, "--command", f"test -e {path}").returncode == 0, path
+
+    absent("/usr/sbin/policy-rc.d", "/etc/ssh/ssh_host_ed25519_key", "/var/lib/systemd/random-seed")
+    present("/usr/share/man/man1", "/etc/machine-id")
+    assert cli.succeed("shell", *flags, "--command", "cat /etc/machine-id") in ("", "uninitialized\n")
+    assert cli.succeed("shell", *flags, "--command", "getent shadow root").split(":")[1] in ("*", "!", "!*")
+
+
+def test_a_password_is_in_the_shadow_file_and_nowhere_else(tiny: Built, tmp_path: Path) -> None:
+    secret = "correct horse $battery' staple"
+    env = {"SYSTEMVM_PASSWORD": secret}
+    output = cli.succeed("seal", *tiny.flags, "--frozen", env=env)
+    hashed = cli.succeed("shell", *tiny.flags, "--frozen", "--command", "getent shadow root", env=env).split(
+        ":"
+    )[1]
+    assert hashed.startswith("$6$")
+    shown = (
+        output
+        + cli.succeed("config", *tiny.flags, env=env)
+        + cli.succeed("plan", "--script", *tiny.flags, env=env)
+    )
+    assert secret not in shown
+    assert hashed not in shown
+    for path in tiny.location.rglob("*"):
+        if path.is_file() and not path.is_symlink() and path.suffix not in (".deb", ".img"):
+            content = path.read_bytes()
+            assert secret.encode() not in content, path
+            assert hashed.encode() not in content or path.name in ("shadow", "shadow-"), path
+    assert cli.states(cli.succeed("seal", *tiny.flags, "--frozen"))["seal"] == "cached"
+
+
+def test_an_interrupt_ends_all_and_says_so(tiny: Built, tmp_path: Path) -> None:
+    location = copied_resolution(tiny, tmp_path / "cut")
+    child = cli.start("build", *TINY, "--frozen", "--set", f"location={location}")
+    wait_for(location, "cache/root/.debootstrap-*.part/tree")
+    os.killpg(child.pid, signal.SIGINT)
+    said, _ = child.communicate(timeout=60)
+    assert child.returncode == 130
+    assert "interrupted" in said
+    assert "Traceback" not in said
+    leftovers_are_clean(location)
+
+
+@pytest.mark.parametrize("sign", [signal.SIGKILL, signal.SIGTERM, signal.SIGHUP])
+def test_a_killed_build_leaves_nothing_and_is_resumed(sign: int, tiny: Built, tmp_path: Path) -> None:
+    location = copied_resolution(tiny, tmp_path / "cut")
+    child = cli.start("build", *TINY, "--frozen", "--set", f"location={location}")
+    wait_for(location, "cache/root/.debootstrap-*.part/tree")
+    os.kill(child.pid, sign)
+    child.communicate(timeout=60)
+    assert child.returncode == -sign
+    leftovers_are_clean(location)
+
+
+def wait_for(location: Path, pattern: str) -> None:
+    limit = time.monotonic() + 60
+    while not list(location.glob(pattern)):
+        assert time.monotonic() < limit, f"{pattern} never came"
+        time.sleep(0.02)
+
+
+def leftovers_are_clean(location: Path) -> None:
+    """No process works there, nothing is mounted, no layer is there by half."""
+    limit = time.monotonic() + 30
+    while busy := [entry for entry in Path("/proc").glob("[0-9]*/cmdline") if mentions(entry, location)]:
+        assert time.monotonic() < limit, busy
+        time.sleep(0.05)
+    assert str(location) not in Path("/proc/self/mounts").read_text()
+    assert not list((location / "cache/root").glob("[!.]*"))
+    cli.succeed("clean", *TINY, "--set", f"location={location}")
+    assert not list((location / "cache/root").glob(".*"))
+    assert not [path for path in location.iterdir() if path.name.startswith(".")]
+
+
+def mentions(entry: Path, location: Path) -> bool:
+    try:
+        return str(location).encode() in entry.read_bytes()
+    except OSError:
+        return False
+
+
+def test_a_size_too_small_names_one_that_is_enough(tiny: Built, tmp_path: Path) -> None:
+    image = tmp_path / "small.img"
+    flags = (*tiny.flags, "--frozen", "--set", f"imageloc={image}")
+    said = cli.refuse("disk", *flags, "--set", "size=100")
+    assert "too small" in said
+    assert not list(tmp_path.iterdir())
+    enough = next(
+        int(word) for word in said.replace("SIZE", " ").replace("=", " ").split()[::-1] if word.isdigit()
+    )
+    cli.succeed("disk", *flags, "--set", f"size={enough}")
+    assert image.stat().st_size == enough << 20

@@ -1,0 +1,136 @@
+"""Conversion that is killed, runs out of space or memory: no half file under a final name."""
+
+from __future__ import annotations
+
+import json
+import random
+import signal
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from tests.disks import EPOCH, MIB, ask, make, spec, usual
+
+pytestmark = pytest.mark.root
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+RUN = r"""
+import json, re, sys
+sys.path.insert(0, sys.argv[1])
+from build.agent.convert import run
+from build.agent.events import Failure, emit
+try:
+    run(json.loads(sys.argv[2]), emit)
+except Failure as failure:
+    emit("failure", failure=failure.message, hint=failure.hint)
+emit("end", peak=int(re.search(r"VmHWM:\s+(\d+) kB", open("/proc/self/status").read())[1]))
+"""
+
+
+def start(disk: Path, outdir: Path, specs: list[dict[str, Any]]) -> subprocess.Popen[str]:
+    """Convert in a process of its own that tells its progress line by line."""
+    request = {"image": str(disk), "outdir": str(outdir), "formats": specs, "identity": "x", "epoch": EPOCH}
+    argv = [sys.executable, "-c", RUN, str(CHECKOUT), json.dumps(request)]
+    return subprocess.Popen(argv, stdout=subprocess.PIPE, text=True)
+
+
+def lines(child: subprocess.Popen[str]) -> Iterator[dict[str, Any]]:
+    assert child.stdout is not None
+    return (json.loads(line) for line in child.stdout)
+
+
+def finished(disk: Path, outdir: Path, specs: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """Convert to the end, in a process of its own; answers all it told."""
+    with start(disk, outdir, specs) as child:
+        return list(lines(child))
+
+
+def names(folder: Path) -> set[str]:
+    return {path.name for path in folder.iterdir()}
+
+
+SPECS = [spec("vhd", "bz2"), spec("qcow2"), spec("ova"), spec("vhdx")]
+
+
+@pytest.mark.parametrize("seed", range(8))
+def test_killed_at_any_moment(seed: int, tmp_path: Path) -> None:
+    disk, out = usual(tmp_path / "disk.img", 64 * MIB), tmp_path / "out"
+    ask(disk, out, [spec("vhdx")])
+    earlier = (out / "vhdx.vhdx").read_bytes()
+    with open(disk, "r+b") as file:
+        file.seek(20 * MIB)
+        file.write(b"another build")
+    stop_after = random.Random(seed).randrange(1, 60)
+    with start(disk, out, SPECS) as child:
+        for number, _ in enumerate(lines(child)):
+            if number == stop_after:
+                child.send_signal(signal.SIGKILL)
+                break
+    for name in (row["file"] for row in SPECS):
+        path = out / str(name)
+        if path.exists() and path.read_bytes() != earlier:
+            assert (out / f"{name}.json").exists() or path.stat().st_size > 0
+            _assert_whole(path)
+    told = ask(disk, out, SPECS)
+    assert {row["file"] for row in told["files"]} == {row["file"] for row in SPECS}
+    assert not [name for name in names(out) if name.startswith(".")]
+    subprocess.run(["sha256sum", "-c", "--quiet", "SHA256SUMS"], cwd=out, check=True)
+
+
+def _assert_whole(path: Path) -> None:
+    from build.agent import inspect
+
+    told = inspect.run({"file": str(path), "work": str(path.parent)}, lambda kind, **fields: None)
+    assert [finding for finding in told["findings"] if finding["severity"] == "error"] == []
+
+
+@pytest.fixture
+def small(tmp_path: Path) -> Iterator[Path]:
+    """A file system of 24 MiB."""
+    folder = tmp_path / "small"
+    folder.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=24m", "none", str(folder)], check=True)
+    try:
+        yield folder
+    finally:
+        subprocess.run(["umount", str(folder)], check=True)
+
+
+def test_no_space_left(small: Path, tmp_path: Path) -> None:
+    first = usual(tmp_path / "first.img", 8 * MIB)
+    ask(first, small, [spec("qcow2")])
+    earlier = {name: (small / name).read_bytes() for name in names(small)}
+    disk = make(tmp_path / "disk.img", 64 * MIB, [(0, 60 * MIB, "noise")])
+    told = [row for row in finished(disk, small, [spec("qcow2"), spec("vhd")]) if "failure" in row]
+    assert "no space left" in told[0]["failure"]
+    assert "free some space" in told[0]["hint"]
+    assert {name: (small / name).read_bytes() for name in names(small)} == earlier
+
+
+def test_no_space_left_for_the_outer_file(small: Path, tmp_path: Path) -> None:
+    disk = make(tmp_path / "disk.img", 16 * MIB, [(0, 15 * MIB, "noise")])
+    told = [row for row in finished(disk, small, [spec("raw", "bz2")]) if "failure" in row]
+    assert "no space left" in told[0]["failure"]
+    assert names(small) == set()
+
+
+def test_an_output_folder_that_cannot_be_written(tmp_path: Path) -> None:
+    (tmp_path / "out").write_text("a file where the folder should be")
+    disk = usual(tmp_path / "disk.img", 8 * MIB)
+    told = finished(disk, tmp_path / "out", [spec("raw")])
+    assert any("File exists" in row.get("failure", "") for row in told)
+
+
+def test_memory_does_not_grow_with_the_disk(tmp_path: Path) -> None:
+    """All formats at once, of a disk with more data than the bound."""
+    disk = make(
+        tmp_path / "disk.img", 600 * MIB, [(MIB * 10, 500 * MIB, "text"), (520 * MIB, 40 * MIB, "noise")]
+    )
+    told = finished(
+        disk, tmp_path / "out", [spec(name) for name in ("vhd", "vhdx", "qcow2", "vmdk", "ova", "raw")]
+    )
+    assert told[-1]["peak"] < 300 * 1024

@@ -1,0 +1,97 @@
+"""Bad input at the command line: one clear line, a hint, a status that is not 0, nothing left behind."""
+
+from __future__ import annotations
+
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests import cli
+from tests.images import TINY
+
+pytestmark = pytest.mark.root
+
+
+@pytest.fixture
+def dead() -> Iterator[str]:
+    """A URL on a port of this machine that nobody listens on, and nobody else can take meanwhile."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield f"http://127.0.0.1:{taken.getsockname()[1]}"
+
+
+@pytest.mark.parametrize(
+    ("setting", "said", "hint"),
+    [
+        ("siute=bookworm", "unknown key 'siute'", "'suite'"),
+        ("size=big", "size", ""),
+        ("size=0", "size", ""),
+        ("suite=bookwurm", "suite", ""),
+        ("arch=i386 firmware=bios,uefi", "i386 boots under BIOS only", ""),
+        ("arch=i386 suite=trixie", "trixie has no kernel for i386", ""),
+        ("vrrp.advert_int=0", "advert_int", ""),
+        ("vrrp.advert_int=1.5", "advert_int", ""),
+        ("vrrp.advert_int=256", "advert_int", ""),
+        ("password=geheim", "password", "--ask-password"),
+        ("debian_mirror=ftp://x", "debian_mirror", ""),
+        ("formats=ova names.ova={release}.ova", "would be blank", "cloudstack_release"),
+        ("formats=vdh", "unknown format 'vdh'", "'vhd'"),
+        ("mountpoint=/nowhere-at-all", "MOUNTPOINT", "mkdir -p"),
+    ],
+)
+def test_a_bad_setting_is_refused_before_anything_is_done(
+    setting: str, said: str, hint: str, tmp_path: Path
+) -> None:
+    location = tmp_path / "location"
+    flags = [word for part in setting.split(" ") for word in ("--set", part)]
+    error = cli.refuse("build", *TINY, "--set", f"location={location}", *flags)
+    assert said in error
+    assert hint in error.splitlines()[-1]
+    assert "geheim" not in error
+    assert not list(location.glob("cache/*/*")), "something was built"
+
+
+@pytest.mark.parametrize("setting", ["debian_mirror={}/debian", "apt_proxy={}"])
+def test_a_mirror_or_proxy_that_is_not_there(setting: str, dead: str, tmp_path: Path) -> None:
+    error = cli.refuse("build", *TINY, "--set", f"location={tmp_path}", "--set", setting.format(dead))
+    assert dead.removeprefix("http://") in error
+    assert not list(tmp_path.glob("debs/*"))
+
+
+def test_a_package_that_does_not_exist_is_named(tmp_path: Path) -> None:
+    definition = tmp_path / "own.yaml"
+    definition.write_text("packages:\n  all: [systemd-sysv, no-such-package, neither-this]\n")
+    error = cli.refuse("build", "--image", str(definition), "--set", f"location={tmp_path}/location")
+    assert "no-such-package" in error
+    assert "neither-this" in error
+    assert not list(tmp_path.glob("location/debs/*"))
+
+
+def test_an_image_definition_says_file_and_line(tmp_path: Path) -> None:
+    definition = tmp_path / "own.yaml"
+    definition.write_text("suite: bookworm\n\nkernel_cmdlin: quiet\n")
+    error = cli.refuse("config", "--image", str(definition))
+    assert f"{definition}:3" in error
+    assert "kernel_cmdline" in error
+    assert "cannot read" in cli.refuse("config", "--image", str(tmp_path / "none.yaml"))
+
+
+def test_verbs_that_need_an_image_say_how_to_get_one(tmp_path: Path) -> None:
+    flags = (*TINY, "--set", f"location={tmp_path}/none")
+    for line in (("verify",), ("boot",), ("convert.vhd",), ("convert",)):
+        assert "run: inv build" in cli.refuse(*line, *flags)
+    assert "run: inv build" in cli.refuse("shell", *flags)
+    assert "run: inv build" in cli.refuse("why", "tweak", *flags)
+    assert not (tmp_path / "none").exists()
+
+
+def test_frozen_without_a_stored_resolution(tmp_path: Path) -> None:
+    assert "without --frozen" in cli.refuse("build", *TINY, "--frozen", "--set", f"location={tmp_path}")
+
+
+def test_unknown_steps_rings_formats_and_benchmarks_name_the_known() -> None:
+    assert "unit, golden" in cli.refuse("test", "--ring", "all").splitlines()[-1]
+    assert "build" in cli.refuse("bench", "--name", "speed").splitlines()[-1]
+    assert "vhd" in cli.refuse("convert", "--formats", "vdh", *TINY).splitlines()[-1]

@@ -1,0 +1,122 @@
+"""Whatever ends the client or the agent, and whenever: no process, no mount, no half layer."""
+
+from __future__ import annotations
+
+import os
+import random
+import signal
+import time
+from pathlib import Path
+
+import pytest
+
+from build.engine import plan
+from build.engine.plan import Step
+from tests.agent import Agent, build, layer_request, place
+from tests.root.test_layers import BASE
+
+pytestmark = pytest.mark.root
+
+STEPS = [
+    BASE,
+    Step("slow", 'note started; (while :; do date >"$ROOT/tick"; done) & exec -a "$MARK" sleep 1000'),
+]
+
+
+def ours(mark: str) -> list[str]:
+    """Processes of the step: its sleeper carries the mark in argv, its children in their environment."""
+    found = []
+    for process in Path("/proc").glob("[0-9]*"):
+        try:
+            said = (process / "environ").read_bytes() + (process / "cmdline").read_bytes()
+        except OSError:
+            continue
+        if mark.encode() in said:
+            found.append(process.name)
+    return found
+
+
+def wait_until_gone(mark: str) -> None:
+    limit = time.monotonic() + 30
+    while ours(mark):
+        assert time.monotonic() < limit, f"still running: {ours(mark)}"
+        time.sleep(0.05)
+
+
+def start_slow(agent: Agent, location: Path, mark: str) -> None:
+    where = place(location)
+    build(agent, where, STEPS[:1])
+    agent.send("layer", **layer_request(where, plan.layers(STEPS)[1], variables={"MARK": mark}))
+    agent.until("note")
+    assert ours(mark)
+
+
+def assert_clean(location: Path, mark: str) -> None:
+    wait_until_gone(mark)
+    assert str(location) not in Path("/proc/self/mounts").read_text()
+    present = [path.name for path in (location / "cache/root").iterdir() if not path.name.startswith(".")]
+    assert present == [plan.layers(STEPS)[0].key]
+    again = Agent()
+    quick = [BASE, Step("slow", "true")]
+    assert [answer["state"] for answer in build(again, place(location), quick)] == ["cached", "built"]
+    again.call("clean", place=place(location), image="/none", what="parts")
+    assert not list((location / "cache/root").glob(".*"))
+    assert not [path for path in location.iterdir() if path.name.startswith(".")]
+    again.close()
+
+
+@pytest.mark.parametrize("how", ["client closes", "agent -9", "agent -15", "supervised unshare -9"])
+def test_nothing_is_left(how: str, tmp_path: Path) -> None:
+    mark = f"mark-{tmp_path.name}-{random.getrandbits(64):x}"
+    agent = Agent()
+    start_slow(agent, tmp_path, mark)
+    if how == "client closes":
+        assert agent.process.stdin is not None
+        agent.process.stdin.close()
+    elif how == "supervised unshare -9":
+        (sandbox,) = Path(f"/proc/{agent.pid}/task/{agent.pid}/children").read_text().split()
+        assert Path(f"/proc/{sandbox}/comm").read_text() == "unshare\n"
+        os.kill(int(sandbox), signal.SIGKILL)
+        wait_until_gone(mark)
+        agent.process.kill()
+    else:
+        os.kill(agent.pid, signal.SIGKILL if how.endswith("9") else signal.SIGTERM)
+    agent.reap()
+    assert_clean(tmp_path, mark)
+
+
+def test_a_silent_client_counts_as_gone(tmp_path: Path) -> None:
+    mark = f"mark-{tmp_path.name}-{random.getrandbits(64):x}"
+    agent = Agent(beat=False)
+    start_slow(agent, tmp_path, mark)
+    agent.reap()  # its stdin stays open: only the silence tells
+    assert_clean(tmp_path, mark)
+
+
+def test_kill_at_any_moment_of_a_chain(tmp_path: Path) -> None:
+    """Twelve agents die at random moments; each leaves whole layers or none."""
+    dice = random.Random(7)
+    steps = [
+        BASE,
+        *(
+            Step(f"s{n}", f'head -c 3000000 /dev/urandom >"$ROOT/f{n}"; touch "$ROOT/done{n}"')
+            for n in range(5)
+        ),
+    ]
+    layers = plan.layers(steps)
+    for _ in range(12):
+        agent = Agent()
+        for layer in layers:
+            agent.send("layer", **layer_request(place(tmp_path), layer))
+        time.sleep(dice.uniform(0, 0.4))  # the moment is what varies, nothing waits on it
+        os.kill(agent.pid, signal.SIGKILL)
+        agent.reap()
+    survivor = Agent()
+    for layer in layers:
+        survivor.call("layer", **layer_request(place(tmp_path), layer))
+    survivor.close()
+    for number, layer in enumerate(layers[1:]):
+        tree = tmp_path / "cache/root" / layer.key / "tree"
+        assert (tree / f"done{number}").exists()
+        assert (tree / f"f{number}").stat().st_size == 3_000_000
+    assert str(tmp_path) not in Path("/proc/self/mounts").read_text()

@@ -1,0 +1,57 @@
+"""Every command of the README is run: here on the tiny image, or in the ring that owns its subject."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import pytest
+
+from tests import cli
+from tests.images import Built
+
+README = (cli.CHECKOUT / "README.md").read_text(encoding="utf-8")
+
+ELSEWHERE = {
+    "./inv build": "tests/root/test_build.py",
+    "./inv verify": "tests/boot/test_system.py",
+    "inv boot": "tests/boot/test_system.py",
+    "inv -H": "tests/remote/test_remote.py",
+    "./inv test": "tests/root/test_launcher.py",
+    "inv bench": "tests/root/test_errors.py",
+    "git clone": "tests/root/test_launcher.py",
+}
+"""Commands that another test runs, by how they begin."""
+
+
+def commands() -> list[str]:
+    """Lines of the README's indented blocks without their comments."""
+    indented = [line.strip() for line in README.splitlines() if line.startswith("    ")]
+    lines = [line.partition("  #")[0].strip() for line in indented]
+    return [line for line in lines if re.match(r"(\./)?inv |git clone", line)]
+
+
+HERE = [line for line in commands() if not line.startswith(tuple(ELSEWHERE))]
+
+
+def test_the_readme_opens_with_the_two_commands() -> None:
+    assert commands()[:2] == ["./inv build", "./inv verify"]
+    for test in ELSEWHERE.values():
+        assert (cli.CHECKOUT / test).is_file()
+
+
+@pytest.mark.parametrize("line", HERE)
+def test_a_command_of_the_readme_does_what_it_says(line: str, tiny: Built) -> None:
+    _, verb, *rest = line.split()
+    own = [] if "--image" in rest else list(tiny.flags[:2])
+    if verb == "inspect":
+        cli.succeed("convert.ova", *tiny.flags)
+        assert "no findings" in cli.succeed(verb, str(tiny.location / "tiny.ova"))
+        return
+    output = cli.succeed(verb, *rest, *own, "--frozen", *tiny.flags[2:], env={"SYSTEMVM_SIZE": "1024"})
+    assert output or verb == "shell"
+
+
+def test_every_file_that_the_readme_names_is_there() -> None:
+    for name in re.findall(r"`((?:docs|config|tests|build|bench)/[\w./-]+)`", README):
+        assert Path(cli.CHECKOUT, name).exists(), name

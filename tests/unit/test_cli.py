@@ -1,0 +1,317 @@
+"""Command lines, read in this very process: which verbs run, in which order, where, and with which flags."""
+
+from __future__ import annotations
+
+import inspect
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import invoke.main
+import pytest
+from invoke import Context, Program
+
+from build.engine import pipeline, remote, verbs
+from build.engine.errors import BuildError
+from build.engine.remote import Flags, HostContext
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+CHAIN = ["mount", "debootstrap", "tweak", "minimize", "keepalived-render", "seal", "disk", "build"]
+
+
+@dataclass
+class Answer:
+    """What came of a command line: its calls by host, the flags that they saw, and what was printed."""
+
+    code: int = 0
+    calls: list[tuple[str, str, tuple[Any, ...]]] = field(default_factory=list)
+    flags: list[Flags] = field(default_factory=list)
+    opened: list[str] = field(default_factory=list)
+    out: str = ""
+    err: str = ""
+
+    @property
+    def verbs(self) -> list[str]:
+        """Names of the verbs that ran, in order."""
+        return [name for _, name, _ in self.calls]
+
+    @property
+    def flag(self) -> Flags:
+        """The flags, which every call must have seen alike."""
+        (only,) = set(self.flags)
+        return only
+
+
+@dataclass
+class Recorder:
+    """Stands for a build: notes what a verb asks of it."""
+
+    context: HostContext
+    answer: Answer
+
+    def note(self, name: str, *arguments: Any) -> None:
+        self.answer.calls.append((self.context.host.name, name, arguments))
+        self.answer.flags.append(self.context.flags)
+
+    def ensure(self, name: str) -> None:
+        self.note(name)
+
+    def disk(self) -> None:
+        self.note("disk")
+
+    def mount(self) -> None:
+        self.note("mount")
+
+
+Inv = Callable[..., Answer]
+
+
+@pytest.fixture
+def inv(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp_path: Path) -> Inv:
+    """Run `inv` with these arguments; no verb does anything but be noted."""
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.chdir(CHECKOUT)
+
+    def call(*argv: str, fail: str = "") -> Answer:
+        answer = Answer()
+        monkeypatch.delitem(sys.modules, "tasks", raising=False)
+        stock = invoke.main.program
+        program = Program(
+            name=stock.name, binary=stock.binary, binary_names=stock.binary_names, version=stock.version
+        )
+        monkeypatch.setattr(invoke.main, "program", program)
+        monkeypatch.setattr(pipeline, "of", lambda context: Recorder(context, answer))
+        monkeypatch.setattr(remote, "connect", connection(answer, fail))
+        for name, verb in inspect.getmembers(verbs, inspect.isfunction):
+            if verb.__module__ == verbs.__name__ and not name.startswith("_"):
+                monkeypatch.setattr(verbs, name, noted(name.replace("_", "-"), answer))
+        try:
+            program.run(["inv", *argv])
+        except SystemExit as end:
+            answer.code = int(end.code or 0)
+        answer.out, answer.err = capsys.readouterr()
+        return answer
+
+    return call
+
+
+def connection(answer: Answer, fail: str) -> Callable[..., Any]:
+    @contextmanager
+    def connect(name: str, config: Any) -> Iterator[Context]:
+        answer.opened.append(name)
+        if name and name == fail:
+            raise BuildError(f"cannot reach build host {name!r}", f"try: ssh {name} true")
+        yield Context(config.clone())
+
+    return connect
+
+
+def noted(name: str, answer: Answer) -> Callable[..., int]:
+    def verb(build: Any, *arguments: Any) -> int:
+        recorder = build if isinstance(build, Recorder) else Recorder(build, answer)
+        recorder.note(name, *arguments)
+        return 0
+
+    return verb
+
+
+# --- where it runs ---------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "hosts", "chain"),
+    [
+        ((), [""], CHAIN),
+        (("build",), [""], CHAIN),
+        (("-H", "h", "build"), ["h"], CHAIN),
+        (("-Hh", "build"), ["h"], CHAIN),
+        (("--hosts", "h", "build"), ["h"], CHAIN),
+        (("--hosts=h", "build"), ["h"], CHAIN),
+        (("build", "-H", "h"), ["h"], CHAIN),
+        (("build", "-Hh"), ["h"], CHAIN),
+        (("build", "--hosts=h"), ["h"], CHAIN),
+        (("-H", "h"), ["h"], CHAIN),
+        (("-Hh",), ["h"], CHAIN),
+        (("-H", "h", "-e", "build"), ["h"], CHAIN),
+        (("-e", "-H", "h", "build"), ["h"], CHAIN),
+        (("-H", "root@h:2222", "tweak"), ["root@h:2222"], CHAIN[:3]),
+        (("tweak", "minimize", "-H", "h"), ["h"], CHAIN[:4]),
+        (("-H", "h", "minimize", "tweak"), ["h"], CHAIN[:4]),
+        (("debootstrap",), [""], CHAIN[:2]),
+        (("keepalived-render", "-H", "h"), ["h"], CHAIN[:5]),
+        (("disk", "build"), [""], CHAIN),
+        (("config",), [""], ["config"]),
+        (("-H", "h", "config"), ["h"], ["config"]),
+        (("config", "plan", "-H", "h"), ["h"], ["config", "plan"]),
+        (("-H", "a,b", "config"), ["a", "b"], ["config"]),
+        (("-H", " a, b,", "config"), ["a", "b"], ["config"]),
+        (("-c", "tasks", "-H", "h", "plan"), ["h"], ["plan"]),
+    ],
+    ids=str,
+)
+def test_every_verb_of_a_line_runs_once_on_each_host(
+    inv: Inv, argv: tuple[str, ...], hosts: list[str], chain: list[str]
+) -> None:
+    answer = inv(*argv)
+    assert (answer.code, answer.err) == (0, "")
+    assert answer.opened == hosts
+    assert [(host, name) for host, name, _ in answer.calls] == [
+        (host, name) for host in hosts for name in chain
+    ]
+
+
+@pytest.mark.parametrize(
+    "argv", [("config", "-H"), ("-H",), ("-H", "", "config"), ("-H", " , ", "config")], ids=str
+)
+def test_a_host_that_is_not_named_is_never_this_machine(inv: Inv, argv: tuple[str, ...]) -> None:
+    answer = inv(*argv)
+    assert answer.code != 0
+    assert answer.calls == []
+    assert answer.err
+    assert "Traceback" not in answer.err
+
+
+def test_a_host_out_of_reach_fails_in_two_lines(inv: Inv) -> None:
+    answer = inv("-H", "h", "build", fail="h")
+    assert (answer.code, answer.calls) == (1, [])
+    assert answer.err == "error: cannot reach build host 'h'\n  hint: try: ssh h true\n"
+
+
+def test_one_host_out_of_reach_does_not_stop_the_others(inv: Inv) -> None:
+    answer = inv("-H", "a,h,b", "config", fail="h")
+    assert answer.code == 1
+    assert [host for host, _, _ in answer.calls] == ["a", "b"]
+    assert "cannot reach build host 'h'" in answer.err
+
+
+# --- the flags -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "flags"),
+    [
+        (("config",), Flags()),
+        (("--yes", "config"), Flags(yes=True)),
+        (("config", "--yes"), Flags(yes=True)),
+        (("--frozen", "config", "--debug"), Flags(frozen=True, debug=True)),
+        (("-d", "config"), Flags(debug=True)),
+        (("--ask-password", "config"), Flags(ask_password=True)),
+        (("--image", "config/tiny.yaml", "config"), Flags(image="config/tiny.yaml")),
+        (("config", "--image=my image.yaml"), Flags(image="my image.yaml")),
+        (("--set", "a=1", "config"), Flags(overrides=("a=1",))),
+        (("--set", "a=1", "--set", "b=2", "config"), Flags(overrides=("a=1", "b=2"))),
+        (("--set", "a=1", "config", "--set=b=2"), Flags(overrides=("a=1", "b=2"))),
+        (("config", "--set", "a=x y\nz", "--set", "b=-H"), Flags(overrides=("a=x y\nz", "b=-H"))),
+        (("config", "--set=a=1,2", "-H", "h"), Flags(hosts=("h",), overrides=("a=1,2",))),
+        (("-H", "h", "--yes", "--image", "i", "config"), Flags(hosts=("h",), image="i", yes=True)),
+        (("-H", "h", "config", "plan", "--yes"), Flags(hosts=("h",), yes=True)),
+    ],
+    ids=str,
+)
+def test_flags_are_known_to_every_verb_in_any_position(inv: Inv, argv: tuple[str, ...], flags: Flags) -> None:
+    answer = inv(*argv)
+    assert (answer.code, answer.err) == (0, "")
+    assert answer.flag == flags
+
+
+def test_a_flag_of_one_line_is_not_there_in_the_next(inv: Inv) -> None:
+    assert inv("--set", "a=1", "-H", "h", "config").flag.overrides == ("a=1",)
+    assert inv("config").flag == Flags()
+
+
+# --- what a verb is given --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "call"),
+    [
+        (("plan",), ("plan", (False,))),
+        (("plan", "--script"), ("plan", (True,))),
+        (("why", "tweak"), ("why", ("tweak",))),
+        (("why", "tweak", "-H", "h"), ("why", ("tweak",))),
+        (("mount", "--keep"), ("mount", (True,))),
+        (("shell", "--at", "tweak", "--command", "ls -l 'a b'"), ("shell", ("tweak", "ls -l 'a b'"))),
+        (("boot", "--uefi", "--memory", "512"), ("boot", (True, "512"))),
+        (("boot",), ("boot", (False, "256"))),
+        (("verify", "--memory=300", "--json", "out.json"), ("verify", ("300", "out.json"))),
+        (("clean",), ("clean", ("parts", False))),
+        (("clean", "--cache", "--dry-run"), ("clean", ("cache", True))),
+        (("clean", "--all"), ("clean", ("all", False))),
+        (("test", "--ring", "unit"), ("test", ("unit", ""))),
+    ],
+    ids=str,
+)
+def test_arguments_reach_their_verb(
+    inv: Inv, argv: tuple[str, ...], call: tuple[str, tuple[Any, ...]]
+) -> None:
+    answer = inv(*argv)
+    assert (answer.code, answer.err) == (0, "")
+    assert [(name, given) for _, name, given in answer.calls] == [call]
+
+
+def test_formats_reach_the_build(inv: Inv) -> None:
+    assert inv("build", "--formats", "vhd,ova").flag.formats == "vhd,ova"
+    assert inv("--formats", "vhd", "convert").flag.formats == "vhd"
+
+
+# --- what runs nothing -----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("argv", "shown"),
+    [
+        (("--list",), "keepalived-render"),
+        (("-l", "-H", "h"), "keepalived-render"),
+        (("-H", "h", "--list"), "keepalived-render"),
+        (("--help",), "Usage: inv"),
+        (("-H", "h", "--help"), "--set"),
+        (("--help", "clean"), "--dry-run"),
+        (("--version",), "Invoke "),
+        (("-H", "h", "--version"), "Invoke "),
+    ],
+    ids=str,
+)
+def test_help_runs_nothing(inv: Inv, argv: tuple[str, ...], shown: str) -> None:
+    answer = inv(*argv)
+    assert answer.code == 0
+    assert answer.calls == []
+    assert shown in answer.out
+
+
+@pytest.mark.parametrize(
+    "argv",
+    [
+        ("nonsense",),
+        ("-H", "h", "nonsense"),
+        ("build", "--nonsense"),
+        ("--nonsense", "build"),
+        ("build", "nonsense"),
+        ("why",),
+        ("config", "--image"),
+        ("config", "--set"),
+    ],
+    ids=str,
+)
+def test_a_line_that_makes_no_sense_runs_nothing(inv: Inv, argv: tuple[str, ...]) -> None:
+    answer = inv(*argv)
+    assert answer.code == 1
+    assert answer.calls == []
+    assert answer.err.strip()
+    assert "Traceback" not in answer.err
+
+
+def test_every_verb_tells_in_one_line_what_it_does(inv: Inv) -> None:
+    import tasks
+
+    for name in tasks.namespace.task_names:
+        assert (tasks.namespace[name].__doc__ or "").strip().splitlines()[0].endswith("."), name
+
+
+@pytest.mark.parametrize("text", ["much", "", "-5", "63", "1.5", "0x100", "\u0662\u0665\u0666", "9" * 20])
+def test_a_memory_that_is_no_number_of_mib_is_refused(text: str) -> None:
+    with pytest.raises(BuildError) as caught:
+        verbs._mebibytes(text)
+    assert caught.value.hint == "write --memory 256"

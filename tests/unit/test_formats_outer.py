@@ -1,0 +1,155 @@
+"""Outer compression: standard files that the standard library reads, cut in chunks or not."""
+
+from __future__ import annotations
+
+import bz2
+import gzip
+import io
+import tempfile
+import zipfile
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from build.agent.events import Failure
+from build.formats import outer, unwrap
+from build.formats.extent import Extent
+from build.formats.findings import Damaged
+from tests.disks import EPOCH, MIB, ask, chunk, opened, spec, usual
+
+
+def pack(kind: str, content: bytes, folder: Path, threads: int = 3) -> Path:
+    source, target = folder / "source", folder / f"packed.{kind}"
+    source.write_bytes(content)
+    with opened(source) as extent, open(target, "w+b") as file, ThreadPoolExecutor(threads) as pool:
+        done: list[int] = []
+        places = outer.compress(kind, extent, file, "disk.vhd", EPOCH, pool, 4, done.append)
+        assert sum(done) == len(content)
+        file.flush()
+        made = Extent.whole(file.fileno())
+        step = outer.CHUNK[kind]
+        for number in range(len(places) - 1):
+            part = made.read(places[number], places[number + 1] - places[number])
+            assert outer.unpack(kind, part, step) == content[number * step : (number + 1) * step]
+    return target
+
+
+def unpack(kind: str, path: Path) -> bytes:
+    """Read by the standard library alone; zst has no reader there."""
+    if kind == "bz2":
+        return bz2.decompress(path.read_bytes())
+    if kind == "gz":
+        return gzip.decompress(path.read_bytes())
+    with zipfile.ZipFile(path) as archive:
+        assert archive.namelist() == ["disk.vhd"]
+        assert archive.testzip() is None
+        return archive.read("disk.vhd")
+
+
+def again(path: Path, kind: str, limit: int = 1 << 30) -> bytes:
+    """Read by our own unwrapper."""
+    with opened(path) as extent, tempfile.TemporaryFile() as space:
+        assert unwrap.recognize(extent) == kind
+        size = unwrap.expand(kind, extent, space, limit, lambda done: None)
+        space.seek(0)
+        content = space.read()
+        assert len(content) == size
+        return content
+
+
+CONTENTS = {
+    "one byte": b"x",
+    "a chunk": chunk("text", 900_000, 1),
+    "chunks": chunk("noise", 1_200_000, 2) + bytes(3 * MIB) + chunk("text", 4 * MIB + 5, 3),
+    "zeros": bytes(5 * MIB),
+}
+
+
+@pytest.mark.parametrize("content", CONTENTS.values(), ids=CONTENTS)
+@pytest.mark.parametrize("kind", outer.KINDS)
+def test_standard_readers_read_it(kind: str, content: bytes, tmp_path: Path) -> None:
+    packed = pack(kind, content, tmp_path)
+    if kind != "zst":
+        assert unpack(kind, packed) == content
+    assert again(packed, kind) == content
+
+
+@pytest.mark.parametrize("kind", outer.KINDS)
+def test_threads_do_not_change_the_bytes(kind: str, tmp_path: Path) -> None:
+    content = CONTENTS["chunks"]
+    first = pack(kind, content, tmp_path, threads=1).read_bytes()
+    assert pack(kind, content, tmp_path, threads=7).read_bytes() == first
+
+
+@settings(max_examples=10, deadline=None)
+@given(size=st.integers(1, 3 * MIB), kind=st.sampled_from(outer.KINDS))
+def test_any_size(size: int, kind: str) -> None:
+    with tempfile.TemporaryDirectory() as folder:
+        content = chunk("text", size // 2, 1) + bytes(size - size // 2)
+        assert again(pack(kind, content, Path(folder)), kind) == content
+
+
+def test_the_first_stream_of_a_bz2_holds_the_head_of_the_image(tmp_path: Path) -> None:
+    """Readers that stop after one stream, as Java's do by default, still see what kind of disk it is."""
+    content = CONTENTS["chunks"]
+    packed = pack("bz2", content, tmp_path).read_bytes()
+    assert bz2.BZ2Decompressor().decompress(packed) == content[: outer.CHUNK["bz2"]]
+
+
+def test_gz_and_zip_are_one_deflate_stream(tmp_path: Path) -> None:
+    packed = pack("gz", CONTENTS["chunks"], tmp_path).read_bytes()
+    assert packed.count(b"\x1f\x8b\x08\0") == 1
+    assert packed[4:8] == EPOCH.to_bytes(4, "little")
+
+
+@pytest.mark.parametrize("kind", outer.KINDS)
+@pytest.mark.parametrize("where", [0.05, 0.5, 0.999])
+def test_cut_off_and_damaged(kind: str, where: float, tmp_path: Path) -> None:
+    packed = pack(kind, CONTENTS["chunks"], tmp_path)
+    raw = packed.read_bytes()
+    packed.write_bytes(raw[: int(len(raw) * where)])
+    with pytest.raises(Damaged):
+        again(packed, kind)
+
+
+@pytest.mark.parametrize("kind", ["bz2", "gz", "zip"])
+def test_a_flipped_byte(kind: str, tmp_path: Path) -> None:
+    packed = pack(kind, CONTENTS["a chunk"], tmp_path)
+    raw = bytearray(packed.read_bytes())
+    raw[len(raw) // 2] ^= 0x10
+    packed.write_bytes(bytes(raw))
+    with pytest.raises(Damaged):
+        again(packed, kind)
+
+
+@pytest.mark.parametrize("kind", outer.KINDS)
+def test_what_grows_without_end_is_stopped(kind: str, tmp_path: Path) -> None:
+    packed = pack(kind, bytes(40 * MIB), tmp_path)
+    with pytest.raises(Failure, match="expands to more than"):
+        again(packed, kind, limit=8 * MIB)
+
+
+def test_foreign_archives(tmp_path: Path) -> None:
+    content = CONTENTS["chunks"]
+    buffer = io.BytesIO()
+    with zipfile.ZipFile(buffer, "w", zipfile.ZIP_STORED) as archive:
+        archive.writestr("readme.txt", "read me")
+        archive.writestr("../../disk.vhd", content)
+    (tmp_path / "stored.zip").write_bytes(buffer.getvalue())
+    assert again(tmp_path / "stored.zip", "zip") == content
+    (tmp_path / "two.gz").write_bytes(gzip.compress(content[:1000]) + gzip.compress(content[1000:]))
+    assert again(tmp_path / "two.gz", "gz") == content
+    (tmp_path / "one.bz2").write_bytes(bz2.compress(content))
+    assert again(tmp_path / "one.bz2", "bz2") == content
+
+
+@pytest.mark.parametrize("kind", outer.KINDS)
+def test_a_converted_file_is_wrapped_and_its_sums_are_the_wrapped_files(kind: str, tmp_path: Path) -> None:
+    disk = usual(tmp_path / "disk.img", 8 * MIB)
+    told = ask(disk, tmp_path / "out", [spec("vhd", kind), spec("vhd")])
+    assert told["files"][0]["md5"] != told["files"][1]["md5"]
+    assert again(tmp_path / "out" / f"vhd.vhd.{kind}", kind) == (tmp_path / "out" / "vhd.vhd").read_bytes()
+    assert told["files"][0]["reproducible"] == (kind != "zst")

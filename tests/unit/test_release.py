@@ -1,0 +1,173 @@
+"""Release files, indices and what apt says, as values."""
+
+from __future__ import annotations
+
+import pytest
+
+from build.agent import release, resolve
+from build.agent.events import Failure
+
+TEXT = """\
+Origin: Debian
+Suite: oldstable-security
+Codename: bookworm-security
+Date: Sat, 21 Nov 2026 00:53:02 UTC
+Valid-Until: Sat, 28 Nov 2026 00:53:02 UTC
+Acquire-By-Hash: yes
+Architectures: amd64 i386
+Components: updates/main updates/contrib
+MD5Sum:
+ 00000000000000000000000000000000 1 main/binary-amd64/Packages
+SHA256:
+ aa 17 main/binary-amd64/Packages
+ bb  8 main/binary-amd64/Packages.xz
+ cc  9 main/binary-i386/Packages.gz
+"""
+
+
+def test_a_release_is_read() -> None:
+    told = release.parse(TEXT)
+    assert told.codename == "bookworm-security"
+    assert told.date == 1795222382
+    assert told.valid_until == told.date + 7 * 86400
+    assert told.components == ("main", "contrib")
+    assert told.by_hash
+    assert not told.separate_all
+    assert told.files["main/binary-amd64/Packages.xz"] == ("bb", 8)
+
+
+@pytest.mark.parametrize("missing", ["Date", "SHA256"])
+def test_a_release_without_what_matters_is_refused(missing: str) -> None:
+    with pytest.raises(ValueError, match="no Date or no SHA256"):
+        release.parse(TEXT.replace(missing, "X-Other"))
+
+
+def test_a_date_that_is_none_is_refused() -> None:
+    with pytest.raises(ValueError, match="not a date"):
+        release.parse(TEXT.replace("Sat, 21 Nov 2026 00:53:02 UTC", "yesterday"))
+
+
+def test_the_smallest_readable_form_of_an_index_is_taken() -> None:
+    told = release.parse(TEXT)
+    assert release.compressed(told, "main/binary-amd64/Packages", "x") == "main/binary-amd64/Packages.xz"
+    assert release.compressed(told, "main/binary-i386/Packages", "x") == "main/binary-i386/Packages.gz"
+    with pytest.raises(Failure):
+        release.compressed(told, "contrib/binary-i386/Packages", "x")
+
+
+def test_an_archive_with_an_index_of_its_own_for_all() -> None:
+    text = TEXT.replace("amd64 i386", "all amd64").replace(
+        " cc  9 main/binary-i386/Packages.gz", " cc 9 main/binary-all/Packages"
+    )
+    paths = release.index_paths(release.parse(text), ["main"], ["amd64"], "x")
+    assert paths == ["main/binary-amd64/Packages", "main/binary-all/Packages"]
+    told = release.parse(f"No-Support-for-Architecture-all: Packages\n{text}")
+    assert release.index_paths(told, ["main"], ["amd64"], "x") == ["main/binary-amd64/Packages"]
+
+
+def test_folded_fields_and_odd_gaps_are_read() -> None:
+    found = release.stanzas("Package: a\nDepends: b,\n c\n\n \n\nX: y\nPackage: d\n")
+    assert found == [{"Package": "a", "Depends": "b,\nc"}, {"X": "y", "Package": "d"}]
+    assert [
+        release.name_of(text) for text in release.paragraphs("Package: a\nX: 1\n\nX: y\nPackage: d\n")
+    ] == [
+        "a",
+        "d",
+    ]
+
+
+def test_an_armoured_key_is_decoded_and_a_damaged_one_refused() -> None:
+    begin, end = b"-----BEGIN PGP PUBLIC KEY BLOCK-----", b"-----END PGP PUBLIC KEY BLOCK-----"
+    block = begin + b"\nComment: x\n\naGVs\nbG8=\n=abcd\n" + end + b"\n"
+    assert b"".join(release.dearmor(block + block)) == b"hellohello"
+    with pytest.raises(Failure):
+        list(release.dearmor(begin + b"\n\na!b\n" + end))
+
+
+@pytest.mark.parametrize(
+    ("mirror", "asked", "places"),
+    [
+        ("http://m/debian", "", ["http://m/debian-security", "http://m/debian"]),
+        ("http://m/x/debian", "http://s/sec", ["http://s/sec"]),
+        ("http://m/copy", "", ["http://m/debian-security", "http://m/copy-security", "http://m/copy"]),
+    ],
+)
+def test_where_the_security_suite_is_looked_for(mirror: str, asked: str, places: list[str]) -> None:
+    assert resolve.security_mirrors(mirror, asked) == places
+
+
+def test_what_apt_would_install_is_read() -> None:
+    said = """\
+Reading package lists...
+Inst libc6 (2.36-9+deb12u14 Debian:12.15/oldstable, Debian-Security:12/oldstable-security [amd64])
+Inst libc6:i386 (2.36-9+deb12u14 Debian:12.15/oldstable [i386])
+Inst adduser (3.134 Debian:12.15/oldstable [all]) []
+Conf libc6 (2.36-9+deb12u14 Debian:12.15/oldstable [amd64])
+"""
+    assert resolve.selections(said) == [
+        ("libc6", "2.36-9+deb12u14", "amd64"),
+        ("libc6", "2.36-9+deb12u14", "i386"),
+        ("adduser", "3.134", "all"),
+    ]
+
+
+def test_what_apt_complains_about_is_one_line() -> None:
+    said = """\
+The following packages have unmet dependencies:
+ broken : Depends: not-there but it is not installable
+          Conflicts: other but 1 is to be installed
+E: Unable to correct problems, you have held broken packages.
+"""
+    assert resolve.complaint(said) == (
+        "broken : Depends: not-there but it is not installable; Conflicts: other but 1 is to be installed"
+    )
+    assert resolve.complaint("E: Something else\n") == "Something else"
+
+
+def test_the_base_follows_dependencies_inside_the_set() -> None:
+    def entry(name: str, arch: str = "amd64", **fields: str) -> tuple[tuple[str, str, str], dict[str, str]]:
+        return (name, "1", arch), {"Package": name, **fields}
+
+    installed = dict(
+        [
+            entry("base-files", **{"Pre-Depends": "awk"}),
+            entry("gawk", Provides="awk", Depends="libmpfr"),
+            entry("mawk", Provides="awk"),
+            entry("libmpfr"),
+            entry("apt", Depends="none | libapt (>= 2), perl:any"),
+            entry("libapt"),
+            entry("libapt", "i386"),
+            entry("perl", "all"),
+            entry("other"),
+        ]
+    )
+    reached = resolve.closure({"base-files", "mawk", "apt"}, installed)
+    assert {key[0] for key in reached} == {"base-files", "mawk", "apt", "libapt", "perl"}
+    assert ("libapt", "1", "i386") not in reached
+
+
+def test_providers_are_found_by_whole_names() -> None:
+    texts = [
+        "Package: nfs-kernel-server\nProvides: knfs, nfs-server (= 1)\n",
+        "Package: other\nProvides: nfs-server-extra\n",
+        "Package: nfs-server-doc\nDescription: nfs-server\n",
+    ]
+    assert resolve.provided_by("nfs-server", texts) == {"nfs-kernel-server"}
+
+
+def test_architectures_come_from_qualified_names() -> None:
+    assert resolve.architectures("amd64", ["a", "libc6:i386", "b:i386"]) == ["amd64", "i386"]
+
+
+def test_all_that_apt_may_come_to_is_kept() -> None:
+    texts = [
+        "Package: root\nDepends: a (>= 1) | b, virtual\n",
+        "Package: root\nVersion: 2\nPre-Depends: newer\n",
+        "Package: a\nRecommends: left-out\n",
+        "Package: provider\nProvides: x, virtual (= 1)\nDepends: deep:any\n",
+        "Package: deep\n",
+        "Package: left-out\n",
+    ]
+    kept = resolve.reachable(texts, ["root:amd64"])
+    assert kept & {release.name_of(text) for text in texts} == {"root", "a", "provider", "deep"}
+    assert {"b", "newer"} <= kept

@@ -1,0 +1,385 @@
+"""Every source of settings, its precedence, and what each mistake is answered with."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from build.engine import settings, sources
+from build.engine.errors import BuildError
+from build.engine.settings import KERNELS, Loaded, Settings
+
+CHECKOUT = Path(__file__).resolve().parents[2]
+
+Load = Callable[..., Loaded]
+
+
+@pytest.fixture
+def load(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Load:
+    """Load settings from the text of an image definition and of `.env`, in a folder of their own."""
+    monkeypatch.chdir(tmp_path)
+
+    def call(
+        yaml: str = "",
+        *overrides: str,
+        environ: Mapping[str, str] | None = None,
+        dotenv: str | bytes | None = None,
+        password: str | None = None,
+    ) -> Loaded:
+        Path("image.yaml").write_text(yaml, encoding="utf-8")
+        if dotenv is not None:
+            Path(".env").write_bytes(dotenv if isinstance(dotenv, bytes) else dotenv.encode())
+        return settings.load(Path("image.yaml"), environ or {}, Path(".env"), overrides, password)
+
+    return call
+
+
+def refused(load: Load, *arguments: Any, **options: Any) -> str:
+    """Load what must be refused, with a hint and without a line break in the message."""
+    with pytest.raises(BuildError) as caught:
+        load(*arguments, **options)
+    assert caught.value.hint
+    assert "\n" not in caught.value.what
+    return f"{caught.value.what} | {caught.value.hint}"
+
+
+def test_the_defaults_are_the_documented_ones(load: Load) -> None:
+    loaded = load()
+    assert set(loaded.origins.values()) == {"default"}
+    given = loaded.settings
+    assert (given.imagename, given.hostname, given.size, given.minimize) == (
+        "systemvm",
+        "systemvm",
+        2000,
+        True,
+    )
+    assert (given.suite, given.arch, given.bootstrap) == ("bookworm", "amd64", "mmdebstrap")
+    empty = (given.location, given.mountpoint, given.imageloc, given.apt_proxy, given.debian_mirror)
+    assert empty == ("",) * 5
+    assert given.cloudstack_release == ""
+    assert given.password.get_secret_value() == ""
+
+
+def test_each_source_beats_the_one_below_it_and_is_named(load: Load) -> None:
+    yaml = "imagename: a\nhostname: a\nsize: 100\nsuite: bookworm\n"
+    loaded = load(
+        yaml,
+        "hostname=flag",
+        environ={"SYSTEMVM_HOSTNAME": "env", "SYSTEMVM_SIZE": "300", "HOSTNAME": "container"},
+        dotenv="SYSTEMVM_HOSTNAME=file\nSYSTEMVM_SIZE=200\nSYSTEMVM_SUITE=trixie\n",
+    )
+    given = loaded.settings
+    assert (given.imagename, given.suite, given.size, given.hostname) == ("a", "trixie", 300, "flag")
+    shown = [loaded.origins[key] for key in ("imagename", "suite", "size", "hostname", "arch")]
+    assert shown == ["image.yaml:1", ".env:3", "environment SYSTEMVM_SIZE", "--set hostname", "default"]
+
+
+@pytest.mark.parametrize(("asked", "got"), [(2000, 2000), (2001, 2002), (64, 64), (2088959, 2088960)])
+def test_size_is_made_even(load: Load, asked: int, got: int) -> None:
+    assert load(f"size: {asked}").settings.size == got
+
+
+@pytest.mark.parametrize(
+    ("text", "origin"),
+    [
+        ("hostnam: x", "image.yaml:1: unknown key 'hostnam' | did you mean 'hostname'?"),
+        (
+            "size: 1\n\nvrrp:\n  advert: 2\n",
+            "image.yaml:4: unknown key 'vrrp.advert' | did you mean 'advert_int'?",
+        ),
+        ("size: {mib: 3}", "image.yaml:1: 'size' holds one value, no keys"),
+        ("size: 100\nsize: 200", "image.yaml:2: key 'size' stands twice"),
+        ("vrrp:\n  priority: 1\n  priority: 2", "image.yaml:3: key 'priority' stands twice"),
+        ("- a\n- b", "image.yaml:1: expected keys and values"),
+        ("just text", "image.yaml:1: expected keys and values"),
+        ("size: 3\na: [1\n", "image.yaml:3: expected ',' or ']'"),
+        ("\tsize: 3", "image.yaml:1"),
+        ("vrrp: &x\n  auth_pass: *x", "image.yaml"),
+        ("password: geheim", "image.yaml:1: a password may not stand there"),
+        ("size: abc", "image.yaml:1: size: Input should be a valid integer"),
+        ("size: 1.5", "image.yaml:1: size: Input should be a valid integer"),
+        ("size: 63", "image.yaml:1: size: Input should be greater than or equal to 64 (got 63)"),
+        ("size: 2088961", "image.yaml:1: size: Input should be less than or equal to 2088960"),
+        ("minimize: perhaps", "image.yaml:1: minimize: Input should be a valid boolean"),
+        ("suite: sid", "image.yaml:1: suite: Input should be 'bookworm' or 'trixie' (got 'sid')"),
+        ("arch: arm64", "image.yaml:1: arch: Input should be 'amd64' or 'i386'"),
+        ("bootstrap: cdebootstrap", "image.yaml:1: bootstrap: Input should be 'mmdebstrap' or 'debootstrap'"),
+        ("suite: trixie\narch: i386", "trixie has no kernel for i386"),
+        ("arch: i386\nfirmware: [uefi]", "i386 boots under BIOS only"),
+        ("imagename: a/b", "image.yaml:1: imagename: use letters, digits, dots and dashes"),
+        ("imagename: ''", "image.yaml:1: imagename: use letters"),
+        ("hostname: '-x'", "image.yaml:1: hostname: use letters"),
+        ("hostname: [a]", "image.yaml:1: hostname: Input should be a valid string"),
+        ("hostname: null", "image.yaml:1: hostname: Input should be a valid string"),
+        ("location: images", "image.yaml:1: location: use an absolute path"),
+        ("location: /", "image.yaml:1: location: the root directory"),
+        ("mountpoint: /a/../b", "image.yaml:1: mountpoint: use an absolute path"),
+        ("location: '/a:b'", "image.yaml:1: location: a path with ':'"),
+        ("mountpoint: /mnt/x\nimageloc: /mnt/x/y.img", "imageloc lies below mountpoint"),
+        (
+            "debian_mirror: mirror.example",
+            "image.yaml:1: debian_mirror: use a URL that starts with http:// or",
+        ),
+        ("debian_mirror: 'http://a b'", "image.yaml:1: debian_mirror: use a URL"),
+        ("apt_proxy: file:///x", "image.yaml:1: apt_proxy: use a URL that starts with http:// or https://"),
+        ("image_mirror: file:///x", "image.yaml:1: image_mirror: use a URL"),
+        ("components: []", "image.yaml:1: components: name at least one component"),
+        ("components: ['main x']", "image.yaml:1: components: 'main x' is not a component"),
+        (
+            "packages: {sid: [a1]}",
+            "image.yaml:1: packages: unknown row 'sid'; known rows: all, bookworm, trixie",
+        ),
+        ("packages:\n  all: [bash, '-o Dir=x']", "'-o Dir=x' is not a package name"),
+        ("packages: [bash]", "image.yaml:1: packages: Input should be a valid dictionary"),
+        ("kernel_cmdline: quiet $(reboot)", "image.yaml:1: kernel_cmdline: quotes, newlines, '$'"),
+        (
+            "services: {enable: ['--root=/']}",
+            "image.yaml:1: services.enable: '--root=/' is not the name of a unit",
+        ),
+        ("rootfs: [nowhere]", "image.yaml:1: no overlay folder nowhere"),
+        ("vrrp: {advert_int: 0}", "vrrp.advert_int: Input should be greater than or equal to 1 (got 0)"),
+        ("vrrp: {advert_int: 1.5}", "vrrp.advert_int: Input should be a valid integer (got 1.5)"),
+        ("vrrp: {advert_int: 256}", "vrrp.advert_int: Input should be less than or equal to 255 (got 256)"),
+        ("vrrp: {advert_int: '2'}", "vrrp.advert_int: Input should be a valid integer (got '2')"),
+        ("vrrp: {priority: 255}", "vrrp.priority: Input should be less than or equal to 254"),
+        ("vrrp: {addresses: [10.0.0.300/24]}", "vrrp.addresses: '10.0.0.300/24' does not appear to be"),
+        ("vrrp: {state: MASTER}", "vrrp: nopreempt needs state BACKUP"),
+        ("vrrp: {enabled: true}", "vrrp: auth_type AH needs auth_pass"),
+        ('vrrp: {interface: "eth0\\n}"}', "vrrp.interface: a newline or control character"),
+        ("cache_limit: 0", "image.yaml:1: cache_limit: Input should be greater than or equal to 1"),
+    ],
+)
+def test_a_mistake_in_the_definition_names_file_line_and_key(load: Load, text: str, origin: str) -> None:
+    assert origin in refused(load, text)
+
+
+def test_an_unreadable_definition_is_named(load: Load, tmp_path: Path) -> None:
+    with pytest.raises(BuildError, match=r"cannot read image definition nowhere\.yaml: No such file"):
+        settings.load(Path("nowhere.yaml"), {})
+    with pytest.raises(BuildError, match="Is a directory"):
+        settings.load(tmp_path, {})
+    Path("latin.yaml").write_bytes("hostname: \u00e4".encode("latin-1"))
+    with pytest.raises(BuildError, match="not UTF-8"):
+        settings.load(Path("latin.yaml"), {})
+    Path("empty.yaml").write_bytes(b"")
+    assert settings.load(Path("empty.yaml"), {}).settings == Settings()
+
+
+@pytest.mark.parametrize(
+    ("override", "message"),
+    [
+        ("size", "--set 'size' has no '='"),
+        ("=3", "--set : unknown key ''"),
+        ("siz=3", "--set siz: unknown key 'siz' | did you mean 'size'?"),
+        ("quux=3", "--set quux: unknown key 'quux' | known: apt_proxy, arch, "),
+        ("size=", "--set size: Input should be a valid integer"),
+        ("size.x=3", "--set size.x: 'size' holds one value, no keys"),
+        ("vrrp.advert=2", "--set vrrp.advert: unknown key 'vrrp.advert' | did you mean 'advert_int'?"),
+        ("vrrp.advert_int=1.5", "--set vrrp.advert_int: Input should be a valid integer (got '1.5')"),
+        ("vrrp={advert: 3}", "--set vrrp: unknown key 'vrrp.advert'"),
+        ("vrrp={advert_int: ", "--set vrrp: not YAML"),
+        ("vrrp=3", "--set vrrp: Input should be a valid dictionary"),
+        ("packages.all.x=3", "--set packages.all.x: 'packages.all' holds one value, no keys"),
+        ("password=geheim", "--set password: a password may not stand there"),
+        ("PASSWORD=geheim", "a password may not stand there"),
+    ],
+)
+def test_a_mistake_in_a_flag_is_explained(load: Load, override: str, message: str) -> None:
+    text = refused(load, "", override)
+    assert message in text
+    assert "geheim" not in text
+
+
+@pytest.mark.parametrize(
+    ("override", "key", "value"),
+    [
+        ("SIZE=300", "size", 300),
+        ("minimize=no", "minimize", False),
+        ("minimize=true", "minimize", True),
+        ("hostname=no", "hostname", "no"),
+        ("hostname=0123", "hostname", "0123"),
+        ("cloudstack_release=4.20", "cloudstack_release", "4.20"),
+        ("cloudstack_release=", "cloudstack_release", ""),
+        ("kernel_cmdline=a=b, c=d", "kernel_cmdline", "a=b, c=d"),
+        ("formats=vhd,ova", "formats", ("vhd", "ova")),
+        ("formats=vhd ova", "formats", ("vhd", "ova")),
+        ("formats=[vhd, ova]", "formats", ("vhd", "ova")),
+        ("formats=", "formats", ()),
+        ("packages.trixie=bash,curl", "packages", {"all": ("dash",), "trixie": ("bash", "curl")}),
+        ("packages={trixie: [curl]}", "packages", {"trixie": ("curl",)}),
+        ("debian_mirror=http://mirror.example/debian/", "debian_mirror", "http://mirror.example/debian"),
+        ("location=/srv/images/", "location", "/srv/images"),
+    ],
+)
+def test_a_flag_is_read_by_the_type_of_its_key(load: Load, override: str, key: str, value: Any) -> None:
+    assert getattr(load("packages: {all: [dash]}", override).settings, key) == value
+
+
+@pytest.mark.parametrize("written", ["4.20", "12", "1e3", "0x10", "no", "4.22.0"])
+def test_a_text_is_taken_as_it_is_written(load: Load, written: str) -> None:
+    assert load(f"cloudstack_release: {written}").settings.cloudstack_release == written
+
+
+def test_a_part_of_a_table_leaves_the_rest_as_it_was(load: Load) -> None:
+    yaml = "vrrp:\n  auth_pass: '0123'\n  priority: 7\n"
+    environ = {"SYSTEMVM_VRRP_PRIORITY": "9"}
+    loaded = load(yaml, "vrrp.advert_int=3", "vrrp={router_id: r1}", environ=environ)
+    vrrp = loaded.settings.vrrp
+    assert (vrrp.auth_pass, vrrp.priority, vrrp.advert_int, vrrp.router_id) == ("0123", 9, 3, "r1")
+    shown = [loaded.origins[f"vrrp.{key}"] for key in ("auth_pass", "priority", "advert_int", "router_id")]
+    assert shown == [
+        "image.yaml:2",
+        "environment SYSTEMVM_VRRP_PRIORITY",
+        "--set vrrp.advert_int",
+        "--set vrrp",
+    ]
+    wrong = refused(load, yaml.replace("7", "500"), "vrrp.advert_int=3")
+    assert wrong.startswith(
+        "image.yaml:3: vrrp.priority: Input should be less than or equal to 254 (got 500)"
+    )
+
+
+@pytest.mark.parametrize(
+    ("line", "value"),
+    [
+        ("SYSTEMVM_HOSTNAME=a", "a"),
+        ("  export SYSTEMVM_HOSTNAME=a  ", "a"),
+        ("SYSTEMVM_HOSTNAME=a # why", "a"),
+        ("SYSTEMVM_HOSTNAME='a'", "a"),
+        ('SYSTEMVM_HOSTNAME="a" # why', "a"),
+        ("# note\n\nSYSTEMVM_HOSTNAME=b\nSYSTEMVM_HOSTNAME=a", "a"),
+        ("SYSTEMVM_HOSTNAME=a\r", "a"),
+    ],
+)
+def test_dotenv_lines(load: Load, line: str, value: str) -> None:
+    assert load(dotenv=line).settings.hostname == value
+
+
+@pytest.mark.parametrize(
+    ("line", "password"),
+    [
+        ("SYSTEMVM_PASSWORD=", ""),
+        ("SYSTEMVM_PASSWORD= # none yet", ""),
+        ("SYSTEMVM_PASSWORD=#1 a=b'c", "#1 a=b'c"),
+        ("SYSTEMVM_PASSWORD='a # b'", "a # b"),
+        ('SYSTEMVM_PASSWORD=" a\'b "', " a'b "),
+        ("SYSTEMVM_PASSWORD=$(id)`id`\\", "$(id)`id`\\"),
+    ],
+)
+def test_a_password_in_dotenv_is_taken_as_it_stands(load: Load, line: str, password: str) -> None:
+    loaded = load(dotenv=line)
+    assert loaded.settings.password.get_secret_value() == password
+    assert loaded.origins["password"] == ".env:1"
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("HOSTNAME=x", ".env:1: HOSTNAME has no prefix | write SYSTEMVM_HOSTNAME"),
+        ("\nSYSTEMVM_HOSTNAM=x", ".env:2: unknown key 'hostnam' | did you mean 'hostname'?"),
+        ("SYSTEMVM_VRRP_ADVERT=2", ".env:1: unknown key 'vrrp.advert'"),
+        ("what", ".env:1: not a NAME=VALUE line"),
+        ("SYSTEMVM_A-B=1", ".env:1: not a NAME=VALUE line"),
+        ("SYSTEMVM_HOSTNAME='x", ".env:1: the quotes do not match"),
+        ("SYSTEMVM_HOSTNAME='x'y", ".env:1: the quotes do not match"),
+        (b"SYSTEMVM_HOSTNAME=\xff", "cannot read .env: not UTF-8 text"),
+        ("SYSTEMVM_SIZE=big", ".env:1: size: Input should be a valid integer"),
+    ],
+)
+def test_a_mistake_in_dotenv_names_its_line(load: Load, text: str | bytes, message: str) -> None:
+    assert message in refused(load, dotenv=text)
+
+
+def test_a_mistake_in_the_environment_names_the_variable(load: Load) -> None:
+    wrong = refused(load, environ={"SYSTEMVM_HOSTNAM": "x"})
+    assert wrong.startswith("environment SYSTEMVM_HOSTNAM: unknown key 'hostnam' | did you mean 'hostname'?")
+    assert refused(load, environ={"SYSTEMVM_SIZE": "1 GiB"}).startswith("environment SYSTEMVM_SIZE: size: ")
+
+
+def test_all_mistakes_are_told_at_once(load: Load) -> None:
+    told = refused(load, "size: x\nsuite: sid\n")
+    assert "image.yaml:1: size" in told
+    assert "image.yaml:2: suite" in told
+
+
+def test_a_secret_is_in_no_message_and_no_listing(load: Load) -> None:
+    loaded = load(environ={"SYSTEMVM_PASSWORD": "geheim"}, password="geheimer")
+    assert loaded.settings.password.get_secret_value() == "geheimer"
+    assert loaded.origins["password"] == "--ask-password"
+    assert "geheim" not in f"{loaded} {loaded.settings!r} {loaded.settings.model_dump_json()}"
+    for text in (
+        refused(load, environ={"SYSTEMVM_PASSWORD": "geheim\n"}),
+        refused(load, "vrrp: {auth_pass: [geheim]}"),
+        refused(load, 'vrrp: {auth_pass: "geheim\\n"}'),
+        refused(load, "vrrp: {state: MASTER, auth_pass: geheim}"),
+    ):
+        assert "geheim" not in text
+
+
+@pytest.mark.parametrize("suite", ["bookworm", "trixie"])
+def test_the_package_list_is_the_suites_without_repeats(load: Load, suite: str) -> None:
+    yaml = "packages: {all: [bash, curl], bookworm: [old, bash], trixie: [new]}\njre: openjdk-headless\n"
+    listed = load(yaml, f"suite={suite}").settings.package_list
+    assert listed[:3] == ("bash", "curl", "old" if suite == "bookworm" else "new")
+    assert {KERNELS[(suite, "amd64")], "openjdk-headless"} <= set(listed)
+    assert len(listed) == len(set(listed))
+
+
+@pytest.mark.parametrize(("arch", "firmware"), [("amd64", ("bios", "uefi")), ("i386", ("bios",))])
+def test_the_arch_decides_the_firmware(load: Load, arch: str, firmware: tuple[str, ...]) -> None:
+    assert load(f"arch: {arch}").settings.boots_under == firmware
+
+
+def test_overlays_lie_beside_the_definition(load: Load, tmp_path: Path) -> None:
+    (tmp_path / "my overlay").mkdir()
+    assert load("rootfs: ['my overlay']").overlays == (Path("my overlay"),)
+
+
+def answer(environ: Mapping[str, str], *overrides: str) -> BuildError | None:
+    """The refusal of these values, if they are refused."""
+    try:
+        settings.load(CHECKOUT / "config" / "tiny.yaml", environ, None, overrides)
+    except BuildError as error:
+        return error
+    return None
+
+
+@given(st.text().filter(lambda key: key.lower() not in Settings.model_fields), st.text())
+def test_any_unknown_flag_is_refused_with_a_hint(key: str, value: str) -> None:
+    error = answer({}, f"{key}={value}")
+    assert error is not None
+    assert error.hint
+
+
+@given(st.sampled_from(sorted(Settings.model_fields)), st.text())
+def test_any_value_is_read_or_refused_with_a_hint(key: str, value: str) -> None:
+    error = answer({f"SYSTEMVM_{key.upper()}": value})
+    assert error is None or error.hint
+
+
+@given(st.text().filter(str.isprintable).filter(lambda text: "'" not in text))
+def test_quotes_keep_any_printable_text(text: str) -> None:
+    assert sources._unquote(f"'{text}'", "x") == text
+
+
+def test_the_example_lists_every_key_once_with_its_default() -> None:
+    text = (CHECKOUT / ".env.example").read_text(encoding="utf-8")
+    named = re.findall(r"^#? ?SYSTEMVM_([A-Z0-9_]+)=", text, re.M)
+    tables = {name for name, field in Settings.model_fields.items() if settings._is_table(field.annotation)}
+    keys = {name for name in Settings.model_fields if name not in tables}
+    for table in tables:
+        keys |= {f"{table}_{name}" for name in Settings.model_fields[table].annotation.model_fields}  # type: ignore[union-attr]
+    assert sorted(name.lower() for name in named) == sorted(keys)
+
+
+def test_the_example_says_nothing_else_than_the_defaults(tmp_path: Path) -> None:
+    text = (CHECKOUT / ".env.example").read_text(encoding="utf-8")
+    (tmp_path / ".env").write_text(re.sub(r"^# ?(SYSTEMVM_)", r"\1", text, flags=re.M), encoding="utf-8")
+    (tmp_path / "image.yaml").touch()
+    assert settings.load(tmp_path / "image.yaml", {}, tmp_path / ".env").settings == Settings()
