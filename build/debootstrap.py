@@ -28,6 +28,8 @@ ANSWERS = (
     "sysstat sysstat/enable boolean true",
     "strongswan-starter strongswan/install_x509_certificate boolean false",
     "libc6 libraries/restart-without-asking boolean false",
+    "locales locales/locales_to_be_generated multiselect en_US.UTF-8 UTF-8",
+    "locales locales/default_environment_locale select en_US.UTF-8",
     # The disk gets its boot code when it is assembled, never while a package is configured.
     "grub-pc grub-pc/install_devices_empty boolean true",
     "grub-pc grub-pc/install_devices multiselect",
@@ -206,8 +208,18 @@ if ((outcome == 0)); then
     # dpkg would have diverted such files while it unpacked them
     cmp "$diversions" "$WORK/diversions" || outcome=$refused
 fi
+# dpkg keeps one core busy: another carries what is there to the disk
+configure_all() {
+    local carrying=
+    if [[ -n ${CARRY:-} ]]; then
+        nice -n 10 "$PYTHON" -I -B "$CARRY" "$ROOT" "$TARGET" "$WORK/carried" &
+        carrying=$!
+    fi
+    configure dpkg --force-confdef --force-confold --status-fd 9 --configure -a
+    [[ -z $carrying ]] || wait "$carrying"
+}
 case $outcome in
-    0) configure dpkg --force-confdef --force-confold --status-fd 9 --configure -a ;;
+    0) configure_all ;;
     "$refused") with_apt ;;
     *) exit "$outcome" ;;
 esac

@@ -17,7 +17,7 @@ from build.engine.resolution import Resolution
 from build.engine.settings import Loaded, Settings
 from build.engine.shell import quote, words
 
-TOOLS = ("layout.py", "ext4.py", "uki.py", "fat.py", "bios.py", "gpt.py", "digest.py")
+TOOLS = ("layout.py", "ext4.py", "uki.py", "fat.py", "bios.py", "gpt.py", "digest.py", "nosync.py")
 
 LOADERS = {
     "amd64": {"loader": "lib/x86_64-linux-gnu/ld-linux-x86-64.so.2", "triplet": "x86_64-linux-gnu"},
@@ -135,7 +135,8 @@ def script(firmware: tuple[str, ...]) -> str:
     parts += [
         core_image(1 + bios + uefi) if bios else "",
         UNIFIED if uefi else "",
-        ROOT_SYSTEM + (' \\\n    "$WORK/grub.cfg"\n' if bios else "\n"),
+        'menu=("$WORK/grub.cfg")\n' if bios else "menu=()\n",
+        ROOT_SYSTEM,
     ]
     parts += [EFI_SYSTEM if uefi else "", BOOT_CODE if bios else "", FINISH]
     return "\n".join(part for part in parts if part)
@@ -157,9 +158,9 @@ grep -qF " $device " "$WORK/grub.cfg"
 CHECK = r"""# tool NAME ARGUMENT...: run a tool of this step
 tool() { "$PYTHON" -I -B "$FILES/$1" "${@:2}"; }
 
-# shown TOOL ARGUMENT...: run a tool and pass its progress on
+# shown COMMAND ARGUMENT...: run a command and pass its progress on
 shown() {
-    tool "$@" | while IFS=$'\t' read -r label reached total; do
+    "$@" | while IFS=$'\t' read -r label reached total; do
         progress "$label" "$reached" "$total"
     done
 }
@@ -191,11 +192,13 @@ GRUB_THERE = """\
 """
 
 LAY_OUT = r"""boots=("$ROOT$kernel" "$ROOT$initramfs" "$stub")
+in_tree lsinitramfs "$initramfs" >"$WORK/initramfs" &
+listing=$!
 if ! refused="$(tool layout.py "$FILES/disk.json" "$ROOT" "${boots[@]}" "$WORK")"; then
     [ -n "$refused" ] || refused=$'the disk cannot be laid out\tread the log of this step'
     fail "${refused%%$'\t'*}" "${refused#*$'\t'}"
 fi
-if ! in_tree lsinitramfs "$initramfs" >"$WORK/initramfs" || ! grep -qx init "$WORK/initramfs"; then
+if ! wait "$listing" || ! grep -qx init "$WORK/initramfs"; then
     fail "the initramfs $initramfs is damaged" "make it anew: update-initramfs -u"
 fi
 grep -q "lib/modules/$version/" "$WORK/initramfs" ||
@@ -208,7 +211,11 @@ tool uki.py "$stub" "$WORK/linux.efi" .osrel="$ROOT/usr/lib/os-release" .cmdline
     .uname="$WORK/uname" .initrd="$ROOT$initramfs" .linux="$ROOT$kernel"
 """
 
-ROOT_SYSTEM = 'shown ext4.py "$WORK/plan.json" "$FILES/disk.json" "$ROOT" "$OUT" "$FILES/mke2fs.conf" "$WORK"'
+ROOT_SYSTEM = r"""# An image that is cut off is thrown away: one wait for the disk, at the end, is enough.
+quickly() { tool nosync.py "$PYTHON" -I -B "$FILES/$1" "${@:2}"; }
+shown quickly ext4.py "$WORK/plan.json" "$FILES/disk.json" "$ROOT" "$OUT" "$FILES/mke2fs.conf" \
+    "$WORK" "${menu[@]}"
+"""
 
 EFI_SYSTEM = r"""tool fat.py "$WORK/plan.json" "$OUT" EFI/BOOT/BOOTX64.EFI="$WORK/linux.efi"
 """
@@ -217,5 +224,5 @@ BOOT_CODE = r"""tool bios.py "$WORK/plan.json" "$OUT" "$ROOT/usr/lib/grub/i386-p
 """
 
 FINISH = r"""tool gpt.py "$WORK/plan.json" "$OUT"
-shown digest.py "$WORK/plan.json" "$OUT" "$OUT.json"
+shown tool digest.py "$WORK/plan.json" "$OUT" "$OUT.json"
 """

@@ -51,7 +51,7 @@ def step(loaded: Loaded, resolution: Resolution) -> Step:
         }
     parts = [
         overlay.LAY,
-        LOCALE if "locales" in packages else "",
+        LOCALE if "etc/locale.gen" in brought else "",
         _accounts(brought),
         _services(settings.services),
         _archive() if archived else "",
@@ -81,8 +81,6 @@ def _identity(settings: Settings, packages: set[str], epoch: int) -> dict[str, E
         # A management server knows its template by this line; the date is that of the package set.
         date = time.strftime("%a %b %e %H:%M:%S UTC %Y", time.gmtime(epoch))
         entries["etc/cloudstack-release"] = text(f"Cloudstack Release {settings.cloudstack_release} {date}\n")
-    if "locales" in packages:
-        entries["etc/locale.gen"] = text("en_US.UTF-8 UTF-8\n")
     if "tzdata" in packages:
         entries["etc/localtime"] = Entry(link="/usr/share/zoneinfo/Etc/UTC")
     return entries

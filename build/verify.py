@@ -4,17 +4,73 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
+from build.convert import FORMATS
+from build.engine.options import Options
 from build.engine.settings import Settings
 
 Result = Mapping[str, Any]
 Guest = Mapping[str, Any]
 Check = Mapping[str, Any]
 
-WIDTH = 44
-"""Characters of a value that a table shows; what is not as expected is told in full below it."""
+WIDTH = 88
+"""Characters of a row for all guests' values; what is not as expected is told in full below the table."""
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a hypervisor shows of a disk and a network card, as far as QEMU has it."""
+
+    disk: str
+    """A key of the agent's qemu.DISKS."""
+    nic: str
+    """A key of its qemu.NICS."""
+    firmware: tuple[str, ...] = ("bios",)
+
+
+MACHINES: Mapping[str, Machine] = {
+    "vhd": Machine("ide", "rtl8139"),  # Xen's emulated devices, before its own drivers take over
+    "qcow2": Machine("virtio", "virtio", ("bios", "uefi")),
+    "raw": Machine("virtio-scsi", "virtio", ("bios", "uefi")),
+    "hyperv-vhd": Machine("ide", "tulip"),  # generation 1 and its legacy network adapter
+    "vhdx": Machine("virtio-scsi", "e1000", ("uefi",)),  # generation 2: UEFI and SCSI; QEMU has no VMBus
+}
+"""By format; VMware's follow the OVF settings."""
+CONTROLLERS = {"lsilogic": "mptsas", "pvscsi": "pvscsi"}
+"""QEMU's next of kin of each OVF disk controller: its LSI Logic is the serial one, of the same drivers."""
+
+
+def machine(name: str, options: Options) -> Machine:
+    """The machine on which a format is tried."""
+    if name not in ("ova", "vmdk"):
+        return MACHINES[name]
+    if options.ovf.firmware == "efi":
+        return Machine("ahci", "vmxnet3", ("uefi",))  # OVMF has no driver for VMware's controllers
+    return Machine(CONTROLLERS[options.ovf.controller], "vmxnet3")
+
+
+def guests(settings: Settings, files: Mapping[str, str]) -> list[dict[str, Any]]:
+    """What the agent's `verify` boots: for each converted file, by format, its hypervisor's machine."""
+    asked = []
+    for name, path in files.items():
+        model = machine(name, settings.convert)
+        for firmware in [
+            one for one in settings.boots_under if one in model.firmware
+        ] or settings.boots_under[:1]:
+            asked.append(
+                {
+                    "name": name,
+                    "image": path,
+                    "format": FORMATS[name].kind,
+                    "firmware": firmware,
+                    "disk": model.disk,
+                    "nic": model.nic,
+                }
+            )
+    return asked
 
 
 class Output(Protocol):
@@ -67,7 +123,7 @@ def table(result: Result) -> list[list[str]]:
     for name in names:
         found = [_find(guest, name) for guest in guests]
         state = "ok" if all(check["ok"] for check in found if check) else "FAIL"
-        rows.append([state, name, *(_cell(check) for check in found)])
+        rows.append([state, name, *(_cell(check, max(16, WIDTH // len(found))) for check in found)])
     return rows
 
 
@@ -104,7 +160,7 @@ def show(console: Output, result: Result) -> None:
 def _label(guest: Guest, result: Result) -> str:
     """Name a guest by its firmware, and by what else tells it from the others."""
     others = result["guests"]
-    parts = [guest[key] for key in ("format", "disk") if len({other[key] for other in others}) > 1]
+    parts = [guest[key] for key in ("name", "disk") if len({other[key] for other in others}) > 1]
     return " ".join([*parts, guest["firmware"]])
 
 
@@ -112,8 +168,8 @@ def _find(guest: Guest, name: str) -> Check | None:
     return next((check for check in guest["checks"] if check["name"] == name), None)
 
 
-def _cell(check: Check | None) -> str:
+def _cell(check: Check | None, width: int) -> str:
     if check is None:
         return "-"
     text = (check["value"].splitlines() or [""])[0]
-    return text if len(text) <= WIDTH else f"{text[: WIDTH - 3]}..."
+    return text if len(text) <= width else f"{text[: width - 3]}..."

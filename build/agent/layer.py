@@ -17,6 +17,9 @@ from build.agent import process, sandbox, store
 from build.agent.events import Emit, Failure
 from build.agent.sandbox import Place, Tree
 
+CARRY = Path(__file__).with_name("carry.py")
+"""Brings a tree in memory to the disk. A step may run it before its end, too, as `$CARRY`."""
+
 MEMORY_PER_BYTE = 2.5
 """A tree goes into memory when this many times its expected size is available."""
 
@@ -43,12 +46,13 @@ def run(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     for name, value in request.get("secrets", {}).items():
         (part / "secrets" / name).write_text(value, encoding="utf-8")
     tree, before, after = _tree(place, request, part)
+    carry = {"CARRY": str(CARRY), "TARGET": str(part / "tree")} if tree.memory else {}
     log = place.location / "logs" / f"{request['step']}.log"
     outcome = sandbox.run(
         place,
         tree,
         request["script"],
-        variables=variables(part, request),
+        variables={**variables(part, request), **carry},
         log=log,
         emit=emit,
         label=request["step"],
@@ -110,16 +114,15 @@ def check(place: Place, part: Path, outcome: sandbox.Outcome, step: str, log: Pa
 
 def _tree(place: Place, request: Mapping[str, Any], part: Path) -> tuple[Tree, list[str], list[str]]:
     """What the step works on, and shell lines before and after it."""
-    target = shlex.quote(str(part / "tree"))
     if request["bootstrap"]:
         if process.memory_available() > MEMORY_PER_BYTE * request["expected_bytes"]:
-            copy = "tar --numeric-owner --acls --xattrs --xattrs-include='*'"
-            return Tree(memory=True), [], [f'{copy} -C "$ROOT" -cf - . | {copy} -C {target} -xpf -']
+            return Tree(memory=True), [], ['"$PYTHON" -I -B "$CARRY" "$ROOT" "$TARGET" "$WORK/carried"']
         return Tree(upper=part / "tree"), [], []
     below = tuple(store.path(place, key) / "tree" for key in reversed(request["below"]))
     if place.overlay:
         return Tree(lower=below, upper=part / "tree", work=part / "work"), [], []
-    return Tree(upper=part / "tree"), [f"cp -a --reflink=auto {shlex.quote(str(below[0]))}/. {target}"], []
+    source, target = shlex.quote(str(below[0])), shlex.quote(str(part / "tree"))
+    return Tree(upper=part / "tree"), [f"cp -a --reflink=auto {source}/. {target}"], []
 
 
 def _commit(place: Place, part: Path, key: str, told: Mapping[str, Any]) -> None:

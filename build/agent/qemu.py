@@ -25,6 +25,7 @@ from typing import Any, BinaryIO, TypeVar
 
 from build.agent import process
 from build.agent.events import Failure
+from build.agent.media import Media
 
 PROGRAM = "qemu-system-x86_64"
 """Runs i386 guests too."""
@@ -60,11 +61,12 @@ DISKS: Mapping[str, Disk] = {
     "ide": Disk(("ide-hd,bus=ide.0",), "ata_piix"),
     "ahci": Disk(("ahci,id=controller", "ide-hd,bus=controller.0"), "ahci"),
     "scsi-lsi": Disk(("lsi53c895a,id=controller", "scsi-hd,bus=controller.0"), "sym53c8xx"),
+    "mptsas": Disk(("mptsas1068,id=controller", "scsi-hd,bus=controller.0"), "mptsas"),
     "pvscsi": Disk(("pvscsi,id=controller", "scsi-hd,bus=controller.0"), "vmw_pvscsi"),
     "nvme": Disk(("nvme,serial=systemvm",), "nvme"),
 }
 """Disk models by name. SeaBIOS boots from all of them; Debian 12's OVMF has no driver for the SCSI
-controllers scsi-lsi and pvscsi and says that it finds nothing to boot."""
+controllers scsi-lsi, mptsas and pvscsi and says that it finds nothing to boot."""
 
 NICS: Mapping[str, tuple[str, str]] = {
     "virtio": ("virtio-net-pci", "virtio_net"),
@@ -72,6 +74,7 @@ NICS: Mapping[str, tuple[str, str]] = {
     "e1000e": ("e1000e", "e1000e"),
     "vmxnet3": ("vmxnet3", "vmxnet3"),
     "rtl8139": ("rtl8139", "8139cp"),
+    "tulip": ("tulip", "tulip"),
 }
 """Network card models by name: QEMU's device, and the guest's driver."""
 
@@ -462,7 +465,7 @@ class Channel:
         self._writer.close()
 
 
-def drive(image: str, image_format: str, overlay: str) -> dict[str, Any]:
+def drive(media: Media, overlay: str) -> dict[str, Any]:
     """Describe the block node `disk`: an overlay that takes every write, over an image that takes none.
 
     The overlay names no backing file of its own, so no path goes through QEMU's own parsing.
@@ -473,19 +476,14 @@ def drive(image: str, image_format: str, overlay: str) -> dict[str, Any]:
         "file": {"driver": "file", "filename": overlay},
         "cache": {"no-flush": True},
         "discard": "unmap",
-        "backing": {
-            "driver": image_format,
-            "read-only": True,
-            "file": {"driver": "file", "filename": image, "read-only": True},
-        },
+        "backing": media.node(),
     }
 
 
 @contextlib.asynccontextmanager
 async def running(
     model: Machine,
-    image: str,
-    image_format: str,
+    media: Media,
     size: int,
     work: Path,
     name: str,
@@ -506,7 +504,7 @@ async def running(
         ends = {role: socket.socketpair() for role in ("qmp", "serial", "agent", "report")}
         try:
             theirs = {role: pair[1].fileno() for role, pair in ends.items()}
-            argv = [*hardware(model), "-blockdev", json.dumps(drive(image, image_format, str(overlay)))]
+            argv = [*hardware(model), "-blockdev", json.dumps(drive(media, str(overlay)))]
             argv += channels(theirs)
             with errors.open("wb") as complaints:
                 child = process.start(
@@ -514,7 +512,7 @@ async def running(
                     env={"TMPDIR": scratch},
                     stdout=DEVNULL,
                     stderr=complaints,
-                    pass_fds=tuple(theirs.values()),
+                    pass_fds=(*theirs.values(), *media.descriptors),
                 )
         finally:
             for _, end in ends.values():
@@ -546,14 +544,3 @@ def channels(descriptors: Mapping[str, int]) -> list[str]:
         *("-device", f"virtserialport,id=agent,chardev=agentline,name={AGENT_PORT}"),
         *("-device", f"virtserialport,id=report,chardev=reportline,name={REPORT_PORT}"),
     ]
-
-
-def virtual_size(image: str, image_format: str) -> int:
-    """Return the bytes of disk that a guest sees in an image."""
-    if not Path(image).is_file():
-        raise Failure(f"no image {image}", "run `inv build` first")
-    if image_format == "raw":
-        return Path(image).stat().st_size
-    need("qemu-img")
-    told = process.run(["qemu-img", "info", "--output=json", "-f", image_format, image]).stdout
-    return int(json.loads(told)["virtual-size"])

@@ -2,23 +2,24 @@
 
 Request:
 
-    image       path of the image
-    format      QEMU's driver name: `raw`, `qcow2`, `vpc`, `vmdk`, `vhdx`
-    firmware    list of `bios`, `uefi`
+    guests      a list of {"name", "image", "format", "firmware", "disk", "nic"}: what the guest is called
+                (absent: its format), path of the image (also within bz2, gz, zip, zst), a key of
+                media.DRIVERS (absent: raw), `bios` or `uefi`, keys of qemu.DISKS and qemu.NICS (absent:
+                virtio, no network)
     arch        `amd64` or `i386`
     memory      MiB
-    grow_to     MiB of the disk that the guest sees; None: the image's own size
-    machine     {"disk": ..., "nic": ...}, keys of qemu.DISKS and qemu.NICS; empty: virtio, no network
+    grow_to     MiB of the disk that the guests see; None: the image's own size
     expect      {"release": str | None, "ssh_port": int | None, "kernel_cmdline": str,
                 "min_disk": MiB | None}; `release` is how the line in /etc/cloudstack-release begins
     work        existing directory for the serial logs
     accel       `kvm` or `tcg`; absent: what works
     timeout     seconds for one guest; absent: LIMITS
 
-Result: `{"guests": [{"firmware", "format", "disk", "accel", "ok", "seconds", "checks", "serial_log"}]}`,
-a check being `{"name", "ok", "value", "expected"}`, all text but `ok`.
+Result: `{"guests": [{"name", "firmware", "format", "disk", "accel", "ok", "seconds", "checks",
+"serial_log"}]}`, a check being `{"name", "ok", "value", "expected"}`, all text but `ok`.
 
-Events: `progress` over all guests together (percent), `phase` (firmware, phase, seconds) at each turn.
+Events: `progress` over all guests together (percent), `phase` (guest, firmware, phase, seconds) at
+each turn.
 
 A system that answers but is not as expected is a result with `ok` false. A guest that never answers is
 a Failure with the details `firmware`, `phase`, `log` (path of the serial log) and `tail` (its last 20 lines).
@@ -43,6 +44,7 @@ from typing import Any
 
 from build.agent import kvm, process, qemu
 from build.agent.events import Emit, Failure
+from build.agent.media import Media, opened
 
 LIMITS = {"kvm": 120.0, "tcg": 1200.0}
 """Seconds for one guest from start to end. An emulated full image needs some 60 on two idle cores, and
@@ -148,52 +150,78 @@ class Answer:
 Check = dict[str, Any]
 
 
+@dataclass(frozen=True)
+class Job:
+    """One guest to boot."""
+
+    name: str
+    kind: str
+    model: qemu.Machine
+    media: Media
+    size: int
+    """Bytes of disk that the guest sees."""
+
+    @property
+    def label(self) -> str:
+        """What tells it from the others."""
+        return f"{self.name}-{self.model.firmware}"
+
+
 def run(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
-    """Boot the image under each firmware, side by side where cores and memory allow it."""
-    image = str(Path(request["image"]).absolute())
-    image_format = request.get("format") or "raw"
-    size = qemu.virtual_size(image, image_format)
+    """Boot every asked guest, side by side where cores and memory allow it."""
+    qemu.need(qemu.PROGRAM, "qemu-img")
+    accel = request.get("accel") or ("kvm" if kvm.run({}, emit)["usable"] else "tcg")
+    # All are known to be possible before the first one starts.
+    models = [
+        qemu.machine({**request, "machine": asked}, asked["firmware"], accel) for asked in request["guests"]
+    ]
+    with contextlib.ExitStack() as stack:
+        shelf: dict[tuple[str, str], Media] = {}
+        jobs = []
+        for asked, model in zip(request["guests"], models, strict=True):
+            kind = asked.get("format") or "raw"
+            image = str(Path(asked["image"]).absolute())
+            if (image, kind) not in shelf:
+                shelf[image, kind] = stack.enter_context(opened(image, kind, Path(request["work"]), emit))
+            media = shelf[image, kind]
+            jobs.append(Job(asked.get("name") or kind, kind, model, media, _size(media, request)))
+        return {"guests": asyncio.run(_all(request, jobs, emit))}
+
+
+def _size(media: Media, request: Mapping[str, Any]) -> int:
+    size = media.size()
     grown = int(request["grow_to"]) << 20 if request.get("grow_to") else size
     if grown < size:
         raise Failure(
             f"grow_to {grown >> 20} MiB is less than the image's {size >> 20} MiB",
             "give more, or leave it out",
         )
-    qemu.need(qemu.PROGRAM, "qemu-img")
-    accel = request.get("accel") or ("kvm" if kvm.run({}, emit)["usable"] else "tcg")
-    machines = [qemu.machine(request, firmware, accel) for firmware in request["firmware"]]
-    return {"guests": asyncio.run(_all(request, machines, image, image_format, grown, emit))}
+    return grown
 
 
-async def _all(
-    request: Mapping[str, Any],
-    machines: list[qemu.Machine],
-    image: str,
-    image_format: str,
-    size: int,
-    emit: Emit,
-) -> list[dict[str, Any]]:
-    slots = asyncio.Semaphore(_side_by_side(machines))
-    done = {model.firmware: 0 for model in machines}
+async def _all(request: Mapping[str, Any], jobs: list[Job], emit: Emit) -> list[dict[str, Any]]:
+    slots = asyncio.Semaphore(_side_by_side([job.model for job in jobs]))
+    done = {job.label: 0 for job in jobs}
 
-    async def boot(model: qemu.Machine) -> dict[str, Any]:
+    async def boot(job: Job) -> dict[str, Any]:
         async with slots:
             started = time.monotonic()
 
             def reached(phase: str, percent: int) -> None:
-                done[model.firmware] = percent
+                done[job.label] = percent
                 emit("progress", label="verify", done=sum(done.values()), total=100 * len(done))
                 if PHASES[phase] == percent:
                     emit(
                         "phase",
-                        firmware=model.firmware,
+                        guest=job.name,
+                        firmware=job.model.firmware,
                         phase=phase,
                         seconds=round(time.monotonic() - started, 1),
                     )
 
-            return await _boot(request, model, image, image_format, size, reached)
+            return await _boot(request, job, reached)
 
-    results = await asyncio.gather(*(boot(model) for model in machines), return_exceptions=True)
+    results = await asyncio.gather(*(boot(job) for job in jobs), return_exceptions=True)
     for result in results:
         if isinstance(result, BaseException) and not isinstance(result, Failure):
             raise result
@@ -237,19 +265,11 @@ def fatal(line: str, ended: bool) -> str:
     return next((why for sign, why in signs.items() if re.search(sign, line)), "")
 
 
-async def _boot(
-    request: Mapping[str, Any],
-    model: qemu.Machine,
-    image: str,
-    image_format: str,
-    size: int,
-    reached: Callable[[str, int], None],
-) -> dict[str, Any]:
+async def _boot(request: Mapping[str, Any], job: Job, reached: Callable[[str, int], None]) -> dict[str, Any]:
     """Run one guest from start to end and return what was found."""
-    work = Path(request["work"])
-    name = f"{image_format}-{model.firmware}"
+    work, model = Path(request["work"]), job.model
     limit = float(request.get("timeout") or LIMITS[model.accel])
-    log = work / f"serial-{name}.log"
+    log = work / f"serial-{job.label}.log"
     watch = _Watch(reached)
     serial: qemu.Serial | None = None
     guest: qemu.Guest | None = None
@@ -263,8 +283,9 @@ async def _boot(
             guest.fail(why)
 
     def dead(why: str) -> Failure:
+        who, took = job.label.removeprefix("raw-"), time.monotonic() - started
         return Failure(
-            f"{model.firmware}: {why} (phase: {watch.phase}, after {time.monotonic() - started:.0f} s)",
+            f"{who}: {why} (phase: {watch.phase}, after {took:.0f} s)",
             f"read the serial log {log}",
             firmware=model.firmware,
             phase=watch.phase,
@@ -275,7 +296,7 @@ async def _boot(
     try:
         async with (
             asyncio.timeout(limit),
-            qemu.running(model, image, image_format, size, work, name, heard) as guest,
+            qemu.running(model, job.media, job.size, work, job.label, heard) as guest,
         ):
             serial = guest.serial
             answers = await _ask(guest, watch)
@@ -289,12 +310,13 @@ async def _boot(
     except qemu.Stopped as error:
         raise dead(str(error)) from None
     found = [
-        *checks(answers, request.get("expect") or {}, model, size),
+        *checks(answers, request.get("expect") or {}, model, job.size),
         _check("power off", f"after {took:.1f} s"),
     ]
     return {
+        "name": job.name,
         "firmware": model.firmware,
-        "format": image_format,
+        "format": job.kind,
         "disk": model.disk,
         "accel": model.accel,
         "ok": all(check["ok"] for check in found),

@@ -223,21 +223,29 @@ def boot(build: Build, uefi: bool, memory: str) -> int:
 
 
 def verify(build: Build, memory: str, target: str) -> None:
-    """Boot, check, print the table, write JSON; fails if any check does."""
+    """Boot the raw image, or with --formats what it was converted to, and check it from inside.
+
+    Prints the table and writes JSON; fails if any check does.
+    """
     rendering = importlib.import_module("build.verify")
-    _need_image(build)
     wanted = build.settings
+    mebibytes = _mebibytes(memory)
+    grow_to: int | None = None
+    if build.flags.formats:
+        guests = rendering.guests(wanted, convert(build, build.flags.formats))
+    else:
+        _need_image(build)
+        guests = [{"image": build.prospect["image"], "firmware": firmware} for firmware in wanted.boots_under]
+        grow_to = wanted.size + 512
     result = build.host.call(
         "verify",
         build.follow,
-        image=build.prospect["image"],
-        format="raw",
-        firmware=list(wanted.boots_under),
-        memory=_mebibytes(memory),
+        guests=guests,
+        memory=mebibytes,
         arch=wanted.arch,
         expect=rendering.expectations(wanted, build.loaded.overlays),
         work=f"{build.prospect['place']['location']}/logs",
-        grow_to=wanted.size + 512,
+        grow_to=grow_to,
     )
     build.console.done()
     rendering.show(build.console, result)
@@ -245,7 +253,7 @@ def verify(build: Build, memory: str, target: str) -> None:
     report.parent.mkdir(exist_ok=True)
     report.write_text(json.dumps(result, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     build.console.line(f"report {report}")
-    if not all(guest["ok"] for guest in result["guests"]):
+    if not rendering.passed(result):
         raise BuildError(
             "the image does not pass", "read the rows that say FAIL and the serial logs named above"
         )
@@ -257,8 +265,8 @@ def _mebibytes(text: str) -> int:
     return int(text)
 
 
-def convert(build: Build, formats: str) -> None:
-    """Convert the raw image to the formats asked for, else to those of its definition."""
+def convert(build: Build, formats: str) -> dict[str, str]:
+    """Convert the raw image to the formats asked for, else to those of its definition; answers the paths."""
     wanted = conversion.chosen(formats, build.settings)
     image = build.prospect["image"]
     manifest = _need_image(build)
@@ -271,6 +279,7 @@ def convert(build: Build, formats: str) -> None:
         build.console.step(
             file["state"], file["format"], file["seconds"], f"{file['file']}  {size(file['size'])}"
         )
+    return {file["format"]: f"{outdir}/{file['file']}" for file in answer["files"]}
 
 
 def inspect(build: Build, file: str) -> None:

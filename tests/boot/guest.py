@@ -8,7 +8,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any, TypeVar
 
-from build.agent import qemu, verify
+from build.agent import media, qemu, verify
 
 Result = TypeVar("Result")
 LIMIT = 1200.0
@@ -61,13 +61,11 @@ def converse(
             if guests and (why := verify.fatal(line, ended)):
                 guests[0].fail(why)
 
-        size = qemu.virtual_size(str(image), image_format)
-        async with (
-            asyncio.timeout(limit),
-            qemu.running(machine, str(image), image_format, size, work, name, heard) as guest,
-        ):
-            guests.append(guest)
-            return await conversation(guest)
+        async with asyncio.timeout(limit):
+            with media.opened(str(image), image_format, work, lambda kind, **fields: None) as source:
+                async with qemu.running(machine, source, source.size(), work, name, heard) as guest:
+                    guests.append(guest)
+                    return await conversation(guest)
 
     return asyncio.run(boot())
 

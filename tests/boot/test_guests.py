@@ -22,11 +22,11 @@ from tests.images import sha256
 pytestmark = pytest.mark.boot
 
 
-def request(image: Path, work: Path, firmware: str = "bios", **more: Any) -> dict[str, Any]:
+def request(
+    image: Path, work: Path, *firmware: str, model: dict[str, str] | None = None, **more: Any
+) -> dict[str, Any]:
     return {
-        "image": str(image),
-        "format": "raw",
-        "firmware": [firmware],
+        "guests": [{"image": str(image), "firmware": one, **(model or {})} for one in firmware or ("bios",)],
         "memory": 128,
         "accel": "tcg",
         "arch": "amd64",
@@ -114,29 +114,31 @@ def test_what_a_guest_writes_never_reaches_the_image(tmp_path: Path) -> None:
 
 def test_one_bad_firmware_does_not_hide_the_other(tmp_path: Path) -> None:
     image = disk(tmp_path / "disk.raw", sector("\nKernel panic - not syncing: bios only\n"))
-    told, _ = failure({**request(image, tmp_path), "firmware": ["uefi", "bios"]})
+    told, _ = failure(request(image, tmp_path, "uefi", "bios"))
     assert told.message.startswith("uefi: the firmware finds nothing to boot")
     assert "bios: the kernel panicked" in told.message
 
 
 @pytest.mark.parametrize(
-    ("wrong", "says"),
+    ("model", "more", "says"),
     [
-        ({"image": "/nonexistent/disk.raw"}, "no image /nonexistent/disk.raw"),
-        ({"firmware": ["openboot"]}, "unknown firmware 'openboot'"),
-        ({"machine": {"disk": "floppy"}}, "unknown disk model 'floppy'"),
-        ({"machine": {"nic": "token-ring"}}, "unknown network card 'token-ring'"),
-        ({"arch": "i386", "firmware": ["uefi"]}, "i386 boots under BIOS only"),
-        ({"memory": 8}, "8 MiB of memory are too few"),
-        ({"grow_to": 1, "image": "BIG"}, "grow_to 1 MiB is less than"),
-        ({"format": "qcow2"}, "not in qcow2 format"),
+        ({"image": "/nonexistent/disk.raw"}, {}, "no image /nonexistent/disk.raw"),
+        ({"firmware": "openboot"}, {}, "unknown firmware 'openboot'"),
+        ({"disk": "floppy"}, {}, "unknown disk model 'floppy'"),
+        ({"nic": "token-ring"}, {}, "unknown network card 'token-ring'"),
+        ({"firmware": "uefi"}, {"arch": "i386"}, "i386 boots under BIOS only"),
+        ({}, {"memory": 8}, "8 MiB of memory are too few"),
+        ({"image": "BIG"}, {"grow_to": 1}, "grow_to 1 MiB is less than"),
+        ({"format": "qcow2"}, {}, "a raw image, not in qcow2 format"),
+        ({"format": "vdi"}, {}, "unknown format 'vdi'"),
     ],
 )
-def test_a_wrong_request_starts_nothing(tmp_path: Path, wrong: dict[str, Any], says: str) -> None:
+def test_a_wrong_request_starts_nothing(
+    tmp_path: Path, model: dict[str, str], more: dict[str, Any], says: str
+) -> None:
     big = disk(tmp_path / "big.raw", size=4 << 20)
-    asked = request(disk(tmp_path / "disk.raw"), tmp_path) | wrong
-    asked["image"] = asked["image"].replace("BIG", str(big))
-    told, events = failure(asked)
+    asked = {key: value.replace("BIG", str(big)) for key, value in model.items()}
+    told, events = failure(request(disk(tmp_path / "disk.raw"), tmp_path, model=asked, **more))
     assert says in told.message
     assert events == []
     assert sorted(path.name for path in tmp_path.iterdir()) == ["big.raw", "disk.raw"]

@@ -67,6 +67,47 @@ def test_the_tiny_image_boots_under_both_firmwares_and_stays_as_it_was(tiny: Bui
     assert all(name.endswith(".log") for name in left)
 
 
+def test_every_format_boots_on_its_hypervisor_s_machine(tiny: Built, tmp_path: Path) -> None:
+    """Two of them from within their outer compression; the guest sees the whole disk and both its GPTs."""
+    outdir = tiny.location
+    formats = "vhd,ova,qcow2,vhdx,hyperv-vhd"
+    names = ("--set", "names.vhd=tiny.vhd.bz2", "--set", "names.hyperv-vhd=tiny-hyperv.vhd.zip")
+    done = cli.inv(
+        *tiny.flags,
+        *names,
+        "--formats",
+        formats,
+        "--set",
+        "firmware=bios,uefi",
+        "verify",
+        f"--json={tmp_path}/told",
+    )
+    assert done.returncode == 0, done.stdout + done.stderr
+    guests = {
+        (one["name"], one["firmware"]): one for one in json.loads((tmp_path / "told").read_text())["guests"]
+    }
+    drivers = {key: value(one, "disk driver") for key, one in guests.items()}
+    assert drivers == {
+        ("vhd", "bios"): "ata_piix",
+        ("ova", "bios"): "mptsas",
+        ("qcow2", "bios"): "virtio_blk",
+        ("qcow2", "uefi"): "virtio_blk",
+        ("vhdx", "uefi"): "virtio_scsi",
+        ("hyperv-vhd", "bios"): "ata_piix",
+    }
+    assert {key[0]: value(one, "nic driver") for key, one in guests.items()} == {
+        "vhd": "8139cp",
+        "ova": "vmxnet3",
+        "qcow2": "virtio_net",
+        "vhdx": "e1000",
+        "hyperv-vhd": "tulip",
+    }
+    for one in guests.values():
+        assert value(one, "disk size") == "1024 MiB"
+        assert value(one, "backup GPT") == "intact"
+    assert not [path for path in outdir.rglob("*") if path.name.startswith(".") and path.name != ".lock"]
+
+
 def root_of(image: Path) -> int:
     """Return the byte where the last partition begins."""
     table = json.loads(
@@ -106,14 +147,11 @@ def test_an_ill_system_answers_and_is_told_row_by_row(ill: Path, tmp_path: Path)
         "min_disk": 99999,
     }
     request = {
-        "image": str(ill),
-        "format": "raw",
-        "firmware": ["bios"],
+        "guests": [{"image": str(ill), "firmware": "bios", "disk": "ahci", "nic": "e1000"}],
         "memory": 256,
         "arch": "amd64",
         "expect": expect,
         "work": str(tmp_path),
-        "machine": {"disk": "ahci", "nic": "e1000"},
     }
     progress: list[int] = []
 

@@ -1,9 +1,9 @@
 # tool NAME ARGUMENT...: run a tool of this step
 tool() { "$PYTHON" -I -B "$FILES/$1" "${@:2}"; }
 
-# shown TOOL ARGUMENT...: run a tool and pass its progress on
+# shown COMMAND ARGUMENT...: run a command and pass its progress on
 shown() {
-    tool "$@" | while IFS=$'\t' read -r label reached total; do
+    "$@" | while IFS=$'\t' read -r label reached total; do
         progress "$label" "$reached" "$total"
     done
 }
@@ -27,11 +27,13 @@ stub="$ROOT/usr/lib/systemd/boot/efi/linuxx64.efi.stub"
 [ -f "$stub" ] || fail "the tree has no stub for UEFI" "add systemd-boot-efi to the packages"
 
 boots=("$ROOT$kernel" "$ROOT$initramfs" "$stub")
+in_tree lsinitramfs "$initramfs" >"$WORK/initramfs" &
+listing=$!
 if ! refused="$(tool layout.py "$FILES/disk.json" "$ROOT" "${boots[@]}" "$WORK")"; then
     [ -n "$refused" ] || refused=$'the disk cannot be laid out\tread the log of this step'
     fail "${refused%%$'\t'*}" "${refused#*$'\t'}"
 fi
-if ! in_tree lsinitramfs "$initramfs" >"$WORK/initramfs" || ! grep -qx init "$WORK/initramfs"; then
+if ! wait "$listing" || ! grep -qx init "$WORK/initramfs"; then
     fail "the initramfs $initramfs is damaged" "make it anew: update-initramfs -u"
 fi
 grep -q "lib/modules/$version/" "$WORK/initramfs" ||
@@ -42,9 +44,14 @@ printf '%s' "$version" >"$WORK/uname"
 tool uki.py "$stub" "$WORK/linux.efi" .osrel="$ROOT/usr/lib/os-release" .cmdline="$WORK/cmdline" \
     .uname="$WORK/uname" .initrd="$ROOT$initramfs" .linux="$ROOT$kernel"
 
-shown ext4.py "$WORK/plan.json" "$FILES/disk.json" "$ROOT" "$OUT" "$FILES/mke2fs.conf" "$WORK"
+menu=()
+
+# An image that is cut off is thrown away: one wait for the disk, at the end, is enough.
+quickly() { tool nosync.py "$PYTHON" -I -B "$FILES/$1" "${@:2}"; }
+shown quickly ext4.py "$WORK/plan.json" "$FILES/disk.json" "$ROOT" "$OUT" "$FILES/mke2fs.conf" \
+    "$WORK" "${menu[@]}"
 
 tool fat.py "$WORK/plan.json" "$OUT" EFI/BOOT/BOOTX64.EFI="$WORK/linux.efi"
 
 tool gpt.py "$WORK/plan.json" "$OUT"
-shown digest.py "$WORK/plan.json" "$OUT" "$OUT.json"
+shown tool digest.py "$WORK/plan.json" "$OUT" "$OUT.json"

@@ -11,10 +11,18 @@ while IFS=$'\t' read -r rule count bytes; do
     note "$(printf '%-16s %8s in %6d files' "$rule" "$(numfmt --to=iec "$bytes")" "$count")"
 done <"$WORK/saved"
 
+# What still runs is tried while what still links is looked at.
+runs() {
+    if [ -e "$ROOT/usr/bin/python3" ]; then
+        in_tree python3 -c 'import ctypes, hashlib, json, ssl, subprocess'
+    fi
+    if [ -e "$ROOT/usr/bin/java" ] || [ -L "$ROOT/usr/bin/java" ]; then in_tree java -version; fi
+}
+runs &
+trying=$!
 gone="$("$PYTHON" -I "$FILES/elf.py" recheck "$ROOT" "$WORK/needed")" ||
     fail "minimize took what programs need: ${gone%%$'\n'*}" "correct build/tools/minimize.py"
 audit="$(in_tree dpkg --audit)"
 [ -z "$audit" ] ||
     fail "dpkg finds packages half installed: ${audit%%$'\n'*}" "read the log of this step"
-if [ -e "$ROOT/usr/bin/python3" ]; then in_tree python3 -c 'import ctypes, hashlib, json, ssl, subprocess'; fi
-if [ -e "$ROOT/usr/bin/java" ] || [ -L "$ROOT/usr/bin/java" ]; then in_tree java -version; fi
+wait "$trying"

@@ -1,9 +1,6 @@
 "$PYTHON" -I "$FILES/lay.py" "$ROOT" "$FILES/tree" "$FILES/table.json" 2>"$WORK/lay" ||
     fail "$(cat "$WORK/lay")" "change the overlay so that it fits the tree"
 
-in_tree locale-gen --keep-existing
-[ -s "$ROOT/usr/lib/locale/locale-archive" ]
-
 in_tree systemd-sysusers /usr/lib/sysusers.d/cloudstack.conf
 in_tree systemd-tmpfiles --create /usr/lib/tmpfiles.d/cloudstack.conf
 

@@ -136,7 +136,12 @@ def test_identity(tmp_path: Path) -> None:
 def test_locale(tmp_path: Path, suite: str, packages: list[str], where: str, language: str) -> None:
     step = tweak.step(loaded(tmp_path, suite=suite, packages={"all": packages}), UNRESOLVED)
     assert step.files[f"tree/{where}"].content.decode() == f"LANG={language}\n"
-    assert ("locale-gen" in step.script) == bool(packages)
+    assert "locale-gen" not in step.script, "the bootstrap has made it"
+
+
+def test_an_overlay_s_own_list_of_locales_is_followed(tmp_path: Path) -> None:
+    put(tmp_path, "etc/locale.gen")
+    assert "locale-gen" in tweak.step(loaded(tmp_path), UNRESOLVED).script
 
 
 def test_accounts_are_made_from_the_overlays_declarations(tmp_path: Path) -> None:

@@ -18,8 +18,10 @@ from hypothesis import strategies as st
 from build import verify as client
 from build.agent import boot, kvm, qemu, verify
 from build.agent.events import Failure
+from build.agent.media import DRIVERS, Media
 from build.agent.qemu import Machine, Nic
 from build.agent.verify import Answer
+from build.convert import FORMATS
 from build.engine.settings import Settings
 
 pytestmark = pytest.mark.unit
@@ -347,7 +349,7 @@ def test_a_machine_is_read_from_a_request() -> None:
 
 def test_paths_reach_qemu_untouched(tmp_path: Path) -> None:
     name = '/images/a, b: "c".raw'
-    node = json.loads(json.dumps(qemu.drive(name, "raw", "/scratch/o.qcow2")))
+    node = json.loads(json.dumps(qemu.drive(Media("raw", name), "/scratch/o.qcow2")))
     assert node["backing"]["file"]["filename"] == name
     assert node["backing"]["read-only"] is True
     image = tmp_path / "a, b.raw"
@@ -364,7 +366,14 @@ def guest(firmware: str = "bios", **more: Any) -> dict[str, Any]:
         {"name": "system", "ok": True, "value": "running", "expected": "running"},
         {"name": "kernel arguments", "ok": True, "value": "x" * 60, "expected": ""},
     ]
-    base = {"firmware": firmware, "format": "raw", "disk": "virtio", "accel": "tcg", "seconds": 61.25}
+    base = {
+        "name": "raw",
+        "firmware": firmware,
+        "format": "raw",
+        "disk": "virtio",
+        "accel": "tcg",
+        "seconds": 61.25,
+    }
     return {**base, "ok": True, "checks": rows, "serial_log": f"/scratch/serial-raw-{firmware}.log", **more}
 
 
@@ -406,10 +415,33 @@ def test_the_table_has_a_row_a_check_and_a_column_a_guest() -> None:
 
 
 def test_guests_of_several_formats_are_told_apart() -> None:
-    assert client.head({"guests": [guest(), guest(format="vpc", disk="ide")]})[2:] == [
+    assert client.head({"guests": [guest(), guest(name="vhd", disk="ide")]})[2:] == [
         "RAW VIRTIO BIOS",
-        "VPC IDE BIOS",
+        "VHD IDE BIOS",
     ]
+
+
+def test_every_format_is_tried_on_a_machine_that_qemu_has() -> None:
+    files = {name: f"/images/{name}" for name in FORMATS}
+    for definition in ({}, {"arch": "i386"}, {"ovf": {"firmware": "efi", "controller": "pvscsi"}}):
+        settings = Settings.model_validate(definition)
+        asked = client.guests(settings, files)
+        assert {one["name"] for one in asked} == set(FORMATS)
+        for one in asked:
+            assert one["format"] in DRIVERS
+            assert one["firmware"] in settings.boots_under
+            model = qemu.machine({"arch": settings.arch, "machine": one}, one["firmware"], "tcg")
+            assert (model.disk, model.nics[0].model) == (one["disk"], one["nic"])
+
+
+def test_vmware_s_machine_follows_the_ovf_settings() -> None:
+    def disk(**ovf: str) -> tuple[str, str]:
+        (one,) = client.guests(Settings.model_validate({"ovf": ovf}), {"ova": "/images/a.ova"})
+        return one["firmware"], one["disk"]
+
+    assert disk() == ("bios", "mptsas")
+    assert disk(controller="pvscsi") == ("bios", "pvscsi")
+    assert disk(firmware="efi") == ("uefi", "ahci")
 
 
 def test_what_is_expected_comes_from_the_settings() -> None:
