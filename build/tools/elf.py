@@ -7,10 +7,10 @@ over the tree instead of one `ldd` a file, and nothing of the tree is run.
 
 from __future__ import annotations
 
+import errno
 import glob
 import mmap
 import os
-import stat
 import struct
 import sys
 from collections.abc import Iterable, Iterator
@@ -45,7 +45,7 @@ def parse(data: bytes | mmap.mmap) -> Elf:
     """Read an ELF image; raises NotElf."""
     try:
         return _parse(data)
-    except (struct.error, IndexError, UnicodeDecodeError, ValueError) as error:
+    except (struct.error, IndexError, OverflowError, ValueError) as error:
         raise NotElf(str(error)) from None
 
 
@@ -110,29 +110,27 @@ class Tree:
     def __init__(self, root: str) -> None:
         self.root = root
         self._kinds: dict[str, tuple[int, int] | None] = {}
+        self._real: dict[str, str | None] = {}
 
     def real(self, path: str, depth: int = 0) -> str | None:
         """Follow the links of a path; None when it leads nowhere."""
-        resolved = "/"
-        for part in path.split("/"):
-            if part in ("", "."):
-                continue
-            if part == "..":
-                resolved = os.path.dirname(resolved)
-                continue
-            here = os.path.join(resolved, part)
-            try:
-                target = os.readlink(self.root + here)
-            except OSError:
-                resolved = here
-                continue
-            if depth > 40:
-                return None
-            onward = self.real(os.path.join(resolved, target), depth + 1)
-            if onward is None:
-                return None
-            resolved = onward
-        return resolved if os.path.lexists(self.root + resolved) else None
+        if path not in self._real:
+            self._real[path] = self._follow(path, depth)
+        return self._real[path]
+
+    def _follow(self, path: str, depth: int) -> str | None:
+        above, _, name = path.rpartition("/")
+        folder = self.real(above, depth) if above else "/"
+        if folder is None or name in ("", "."):
+            return folder
+        if name == "..":
+            return os.path.dirname(folder)
+        here = f"{folder.rstrip('/')}/{name}"
+        try:
+            target = os.readlink(self.root + here)
+        except OSError as error:
+            return here if error.errno == errno.EINVAL else None  # EINVAL: it is there, and no link
+        return self.real(os.path.join(folder, target), depth + 1) if depth < 40 else None
 
     def kind(self, path: str) -> tuple[int, int] | None:
         """ELF class and machine of a file, or None."""
@@ -173,18 +171,22 @@ class Tree:
         for top in WHERE:
             if os.path.islink(os.path.join(self.root, top)):
                 continue
-            for above, folders, names in os.walk(os.path.join(self.root, top)):
-                inside = above[len(self.root) :]
-                folders[:] = [name for name in folders if f"{inside}/{name}".lstrip("/") not in SKIPPED]
-                for name in names:
-                    path = os.path.join(above, name)
-                    status = os.lstat(path)
-                    if (
-                        stat.S_ISREG(status.st_mode)
-                        and status.st_size > 52
-                        and (status.st_mode & 0o111 or ".so" in name)
-                    ):
-                        yield f"{inside}/{name}"
+            yield from self._below(f"/{top}")
+
+    def _below(self, folder: str) -> Iterator[str]:
+        try:
+            entries = list(os.scandir(self.root + folder))
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        for entry in entries:
+            inside = f"{folder}/{entry.name}"
+            if entry.is_dir(follow_symlinks=False):
+                if inside[1:] not in SKIPPED:
+                    yield from self._below(inside)
+            elif entry.is_file(follow_symlinks=False):
+                status = entry.stat(follow_symlinks=False)
+                if status.st_size > 52 and (status.st_mode & 0o111 or ".so" in entry.name):
+                    yield inside
 
 
 @dataclass
