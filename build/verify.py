@@ -33,23 +33,24 @@ class Machine:
 
 MACHINES: Mapping[str, Machine] = {
     "vhd": Machine("ide", "rtl8139"),  # Xen's emulated devices, before its own drivers take over
+    # VMware's own controller stands in for its LSI Logic, too: QEMU has none of that kind (53C1030), and of
+    # its serial one (mptsas1068) the kernel of bookworm sees the controller but no disk.
+    "ova": Machine("pvscsi", "vmxnet3"),
+    "vmdk": Machine("pvscsi", "vmxnet3"),
     "qcow2": Machine("virtio", "virtio", ("bios", "uefi")),
     "raw": Machine("virtio-scsi", "virtio", ("bios", "uefi")),
     "hyperv-vhd": Machine("ide", "tulip"),  # generation 1 and its legacy network adapter
     "vhdx": Machine("virtio-scsi", "e1000", ("uefi",)),  # generation 2: UEFI and SCSI; QEMU has no VMBus
 }
-"""By format; VMware's follow the OVF settings."""
-CONTROLLERS = {"lsilogic": "mptsas", "pvscsi": "pvscsi"}
-"""QEMU's next of kin of each OVF disk controller: its LSI Logic is the serial one, of the same drivers."""
+"""By format."""
+VMWARE_UEFI = Machine("ahci", "vmxnet3", ("uefi",))
+"""For an OVF with firmware efi: OVMF has no driver for VMware's controllers."""
 
 
 def machine(name: str, options: Options) -> Machine:
     """The machine on which a format is tried."""
-    if name not in ("ova", "vmdk"):
-        return MACHINES[name]
-    if options.ovf.firmware == "efi":
-        return Machine("ahci", "vmxnet3", ("uefi",))  # OVMF has no driver for VMware's controllers
-    return Machine(CONTROLLERS[options.ovf.controller], "vmxnet3")
+    efi = name in ("ova", "vmdk") and options.ovf.firmware == "efi"
+    return VMWARE_UEFI if efi else MACHINES[name]
 
 
 def guests(settings: Settings, files: Mapping[str, str]) -> list[dict[str, Any]]:

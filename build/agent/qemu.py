@@ -61,12 +61,11 @@ DISKS: Mapping[str, Disk] = {
     "ide": Disk(("ide-hd,bus=ide.0",), "ata_piix"),
     "ahci": Disk(("ahci,id=controller", "ide-hd,bus=controller.0"), "ahci"),
     "scsi-lsi": Disk(("lsi53c895a,id=controller", "scsi-hd,bus=controller.0"), "sym53c8xx"),
-    "mptsas": Disk(("mptsas1068,id=controller", "scsi-hd,bus=controller.0"), "mptsas"),
     "pvscsi": Disk(("pvscsi,id=controller", "scsi-hd,bus=controller.0"), "vmw_pvscsi"),
     "nvme": Disk(("nvme,serial=systemvm",), "nvme"),
 }
 """Disk models by name. SeaBIOS boots from all of them; Debian 12's OVMF has no driver for the SCSI
-controllers scsi-lsi, mptsas and pvscsi and says that it finds nothing to boot."""
+controllers scsi-lsi and pvscsi and says that it finds nothing to boot."""
 
 NICS: Mapping[str, tuple[str, str]] = {
     "virtio": ("virtio-net-pci", "virtio_net"),

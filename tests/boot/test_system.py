@@ -89,7 +89,7 @@ def test_every_format_boots_on_its_hypervisor_s_machine(tiny: Built, tmp_path: P
     drivers = {key: value(one, "disk driver") for key, one in guests.items()}
     assert drivers == {
         ("vhd", "bios"): "ata_piix",
-        ("ova", "bios"): "mptsas",
+        ("ova", "bios"): "vmw_pvscsi",
         ("qcow2", "bios"): "virtio_blk",
         ("qcow2", "uefi"): "virtio_blk",
         ("vhdx", "uefi"): "virtio_scsi",

@@ -15,6 +15,7 @@ README = (cli.CHECKOUT / "README.md").read_text(encoding="utf-8")
 ELSEWHERE = {
     "./inv build": "tests/root/test_build.py",
     "./inv verify": "tests/boot/test_system.py",
+    "inv verify": "tests/boot/test_system.py",
     "inv boot": "tests/boot/test_system.py",
     "inv -H": "tests/remote/test_remote.py",
     "./inv test": "tests/root/test_launcher.py",

@@ -439,8 +439,7 @@ def test_vmware_s_machine_follows_the_ovf_settings() -> None:
         (one,) = client.guests(Settings.model_validate({"ovf": ovf}), {"ova": "/images/a.ova"})
         return one["firmware"], one["disk"]
 
-    assert disk() == ("bios", "mptsas")
-    assert disk(controller="pvscsi") == ("bios", "pvscsi")
+    assert disk() == ("bios", "pvscsi")
     assert disk(firmware="efi") == ("uefi", "ahci")
 
 
