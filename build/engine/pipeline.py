@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from build import STEPS
-from build.engine import plan, remote, script, settings
+from build.engine import plan, prompt, remote, script, settings
 from build.engine.console import Console, size
 from build.engine.errors import BuildError
 from build.engine.host import CHECKOUT, Event, Host, encode
@@ -53,7 +53,7 @@ class Build:
         """Settings with their origins."""
         definition = Path(self.flags.image) if self.flags.image else DEFINITION
         password = (
-            remote.ask_password(f"root password of {definition.stem}") if self.flags.ask_password else None
+            prompt.new_password(f"root password of {definition.stem}") if self.flags.ask_password else None
         )
         return settings.load(definition, os.environ, CHECKOUT / ".env", self.flags.overrides, password)
 

@@ -19,6 +19,7 @@ from invoke import Argument, Call, Config, Context, Executor, Exit, Program
 
 from build.engine.errors import BuildError
 from build.engine.host import Host
+from build.engine.ssh import connect
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it (128 + SIGINT)."""
@@ -35,6 +36,7 @@ class Flags:
     yes: bool = False
     frozen: bool = False
     ask_password: bool = False
+    rootless: bool = False
     debug: bool = False
 
 
@@ -80,6 +82,12 @@ def teach(program: Program) -> None:
                 kind=bool,
                 default=False,
                 help="Ask for the root password of the image.",
+            ),
+            Argument(
+                names=("rootless",),
+                kind=bool,
+                default=False,
+                help="Build there as the user who logs in; never ask for sudo.",
             ),
         ]
 
@@ -153,7 +161,7 @@ class HostExecutor(Executor):
     @contextmanager
     def _on(self, name: str, flags: Flags) -> Iterator[None]:
         with connect(name, self.config) as inner:
-            host = Host(name, inner, flags.debug)
+            host = Host(name, inner, flags.debug, flags.rootless)
             self.context = HostContext(self.config.clone(), host, flags)
             try:
                 yield
@@ -190,47 +198,6 @@ def read_flags(core: Any) -> Flags:
         bool(given("yes", False)),
         bool(given("frozen", False)),
         bool(given("ask-password", False)),
+        bool(given("rootless", False)),
         bool(given("debug", False)),
     )
-
-
-@contextmanager
-def connect(name: str, config: Config) -> Iterator[Context]:
-    """Give a context that runs commands on this host: a local one, or an open SSH connection.
-
-    Refuses unknown host keys. Addresses, users, keys and jump hosts come from the user's ssh configuration.
-    """
-    if not name:
-        yield Context(config.clone())
-        return
-    from fabric import Config as SshConfig  # only a remote run pays for the import
-    from fabric import Connection
-    from paramiko import RejectPolicy, SSHException
-
-    ssh = config.clone(into=SshConfig)
-    ssh.load_ssh_config()  # a clone of Invoke's config has not read it
-    connection = Connection(name, config=ssh, connect_timeout=20)
-    connection.client.load_system_host_keys()
-    connection.client.set_missing_host_key_policy(RejectPolicy())  # Fabric's own accepts any
-    try:
-        connection.open()
-    except (OSError, EOFError, SSHException) as error:
-        raise BuildError(f"cannot reach build host {name!r}: {error}", f"try: ssh {name} true") from None
-    try:
-        yield connection
-    finally:
-        connection.close()
-
-
-def ask_password(prompt: str) -> str:
-    """Ask twice, hidden; raises BuildError when there is nobody to ask or the answers differ."""
-    import getpass
-
-    if not os.isatty(0):
-        raise BuildError(
-            "--ask-password needs a terminal", "set SYSTEMVM_PASSWORD in the environment or .env"
-        )
-    first = getpass.getpass(f"{prompt}: ")
-    if first != getpass.getpass("once more: "):
-        raise BuildError("the two passwords differ", "run it again")
-    return first

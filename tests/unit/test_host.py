@@ -39,8 +39,8 @@ def test_lines_are_whole_however_they_arrive() -> None:
 
 
 def test_the_pack_is_the_same_every_time_and_holds_the_agent() -> None:
-    assert host._pack() == host._pack()
-    with tarfile.open(fileobj=io.BytesIO(host._pack())) as archive:
+    assert host.pack() == host.pack()
+    with tarfile.open(fileobj=io.BytesIO(host.pack())) as archive:
         names = archive.getnames()
         init = archive.extractfile("build/__init__.py")
         assert init is not None
