@@ -1,7 +1,8 @@
 """Serve one client: requests come in on stdin, events go out on stdout, and all ends with the client.
 
 Started as `python3 -I -B .../build/agent/__main__.py serve` (a session), `... send` (the bytes of one file),
-or `... exec VERB REQUEST` for the verbs that take over the terminal (`shell`, `boot`).
+`... exec VERB REQUEST` for the verbs that take over the terminal (`shell`, `boot`), or by a session as
+`... job FOLDER`: a build that goes on when its client has gone.
 """
 
 from __future__ import annotations
@@ -24,8 +25,8 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from build.agent import process, send, terminal
-from build.agent.events import Failure, emit
+from build.agent import job, process, send, terminal
+from build.agent.events import Emit, Failure, emit
 
 SILENCE = 10.0
 """Seconds without a beat after which the client counts as gone (it beats every 2 s)."""
@@ -83,24 +84,30 @@ def _listen(requests: queue.Queue[Request | None]) -> None:
 
 
 def _answer(request: Request) -> None:
+    answer = _attempt(request, emit)
+    emit(answer.pop("event"), **answer)
+
+
+def _attempt(request: Request, tell: Emit) -> dict[str, Any]:
+    """Do what a request asks; answers the event of its result or its failure."""
     try:
-        emit("result", value=_verb(request.pop("verb")).run(request, emit))
+        return {"event": "result", "value": _verb(request.pop("verb")).run(request, tell)}
     except Failure as failure:
-        emit("failure", message=failure.message, hint=failure.hint, **failure.details)
+        return {"event": "failure", "message": failure.message, "hint": failure.hint, **failure.details}
     except OSError as error:
-        emit(
-            "failure",
-            message=_say(error),
-            hint="free some space" if error.errno == 28 else "",
-            trace=traceback.format_exc(),
-        )
+        return {
+            "event": "failure",
+            "message": _say(error),
+            "hint": "free some space" if error.errno == 28 else "",
+            "trace": traceback.format_exc(),
+        }
     except Exception as error:
-        emit(
-            "failure",
-            message=f"{type(error).__name__}: {error}",
-            hint="this is a defect: run again with --debug and report it",
-            trace=traceback.format_exc(),
-        )
+        return {
+            "event": "failure",
+            "message": f"{type(error).__name__}: {error}",
+            "hint": "this is a defect: run again with --debug and report it",
+            "trace": traceback.format_exc(),
+        }
 
 
 def _say(error: OSError) -> str:
@@ -154,8 +161,10 @@ def main() -> int:
     """Read the command line."""
     if sys.argv[1:2] == ["exec"] and len(sys.argv) == 4:
         return execute(sys.argv[2], sys.argv[3])
+    if sys.argv[1:2] == ["job"] and len(sys.argv) == 3:
+        return job.work(Path(sys.argv[2]), _attempt)
     if sys.argv[1:] not in (["serve"], ["send"]):
-        print("usage: agent serve | agent send | agent exec VERB REQUEST.json|TOKEN", file=sys.stderr)
+        print("usage: agent serve | send | exec VERB REQUEST.json|TOKEN | job FOLDER", file=sys.stderr)
         return 2
     # The client decides what an interrupt means; it reaches us as the end of stdin.
     signal.signal(signal.SIGINT, signal.SIG_IGN)

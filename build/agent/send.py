@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import json
 import os
 import queue
 import struct
@@ -18,7 +19,10 @@ import zlib
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
 from typing import Any
+
+from build.agent.events import Emit, Failure
 
 HEAD = struct.Struct(">QII")
 CHUNK = 1 << 20
@@ -30,14 +34,21 @@ REST = 15
 """Chunks that follow an incompressible one and are not tried."""
 
 
-def run(request: dict[str, Any], emit: Any) -> list[dict[str, Any]]:
-    """Answer for each of `paths` what it is: `path`, `size`, `mtime_ns`, `data` (bytes that are no hole)."""
+def run(request: dict[str, Any], emit: Emit) -> list[dict[str, Any]]:
+    """Answer for each of `paths` its `path`, `size`, `mtime_ns`, `sha256` and `manifest`.
+
+    Raises Failure for a file that is not what its manifest says.
+    """
     rows = []
-    for path in request["paths"]:
-        with open(path, "rb") as file:
-            status = os.fstat(file.fileno())
-            data = sum(end - start for start, end in _extents(file.fileno(), 0, status.st_size))
-        rows.append({"path": path, "size": status.st_size, "mtime_ns": status.st_mtime_ns, "data": data})
+    for path in map(Path, request["paths"]):
+        manifest = json.loads(path.with_name(f"{path.name}.json").read_text(encoding="utf-8"))
+        stamp = manifest.get("file") or manifest["stamp"]
+        status = path.stat()
+        now = {"size": status.st_size, "mtime_ns": status.st_mtime_ns}
+        if now != stamp:
+            raise Failure(f"{path} was changed after it was made", "build it again")
+        digest = (manifest.get("disk") or manifest["artifact"])["sha256"]
+        rows.append({"path": str(path), **now, "sha256": digest, "manifest": manifest})
     return rows
 
 

@@ -346,7 +346,7 @@ class Session:
             if event["event"] == kind:
                 return event
             if event["event"] == "failure":
-                raise _explain(event, self.host)
+                raise explain(event, self.host)
             if event["event"] == "stderr":
                 self._stderr.append(event["text"])
             elif event["event"] != "beat":
@@ -358,7 +358,7 @@ class Session:
         return BuildError(f"the agent on {where} is gone: {last}", "run it again; finished layers are kept")
 
 
-def _explain(event: Event, host: Host) -> BuildError:
+def explain(event: Event, host: Host) -> BuildError:
     """Make the agent's failure ours: what, the log's last lines, hint."""
     parts = [event["message"], *(f"    {line}" for line in event.get("tail", ()))]
     if host.debug and event.get("trace"):
