@@ -89,9 +89,13 @@ class Buildhost:
         return found
 
     def wait_until_empty(self, seconds: float = 40) -> None:
+        """Wait until nothing of ours runs there, and see that nothing is mounted."""
+        self.wait_until_idle(seconds)
+        assert _mounts(self.pid) == self.mounts
+
+    def wait_until_idle(self, seconds: float = 40) -> None:
         """Wait until nothing of ours runs there."""
         wait_for(lambda: not self.processes(), seconds, lambda: f"still there: {self.processes()}")
-        assert _mounts(self.pid) == self.mounts
 
     def kill_sessions(self) -> None:
         """End sshd's sessions, not its listeners, with -9."""

@@ -57,13 +57,18 @@ def _start(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
         stdin=subprocess.PIPE,
         stdout=subprocess.PIPE,
         stderr=subprocess.DEVNULL,
-        env=process.environment(),
+        env=process.environment({name: os.environ[name] for name in ("SUDO_USER",) if name in os.environ}),
         cwd="/",
         start_new_session=True,
     )
     told = {"what": request["what"], "orders": request["orders"]}
-    out, _ = job.communicate(json.dumps(told).encode())
-    if out.strip() != b"ready":
+    assert job.stdin is not None
+    assert job.stdout is not None
+    with job.stdin, job.stdout:
+        job.stdin.write(json.dumps(told).encode())
+        job.stdin.close()
+        said = job.stdout.read()  # it lets go of its end when it has begun
+    if said.strip() != b"ready":
         raise Failure(
             f"a build runs there already: {_name(_tell(folder) or {})}", "run: inv attach, or inv cancel"
         )
@@ -194,7 +199,7 @@ def _cancel(folder: Path) -> dict[str, Any]:
     try:
         os.kill(told["pid"], signal.SIGKILL)
     except PermissionError:
-        raise Failure(f"the build belongs to {_name(told)}", f"log in as {told['user']}") from None
+        raise Failure(f"the build belongs to {_name(told)}", "ask them, or become root") from None
     except ProcessLookupError:
         pass
     limit = time.monotonic() + PATIENCE

@@ -22,14 +22,12 @@ from typing import Any
 
 from build.agent.send import HEAD
 from build.engine.errors import BuildError
-from build.engine.host import BEAT, Host
+from build.engine.host import BEAT, SILENCE, Host
 
 _STEP = 1 << 20
 _ZEROS = bytes(_STEP)
 _AHEAD = 32
 """Frames that may wait between network and disk."""
-SILENCE = 30.0
-"""Seconds without a byte after which the network counts as gone."""
 
 Progress = Callable[[int, int], None]
 

@@ -6,6 +6,7 @@ The only module that runs commands. Nothing above it knows whether the host is t
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import io
 import json
@@ -15,6 +16,7 @@ import secrets
 import shlex
 import sys
 import tarfile
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -23,6 +25,7 @@ from pathlib import Path
 from typing import Any
 
 from invoke import Context, Responder
+from invoke.exceptions import ThreadException
 
 from build.engine import compressors, prompt
 from build.engine.errors import BuildError
@@ -30,7 +33,7 @@ from build.engine.errors import BuildError
 CHECKOUT = Path(__file__).resolve().parents[2]
 BEAT = 2.0
 """Seconds between two signs of life to the agent; it gives up after 10 without one."""
-SILENCE = 30.0
+SILENCE = 20.0
 """Seconds without a word from a remote agent after which it counts as gone; it beats every 2 s."""
 SHIPPED = ("build/agent", "build/formats")
 GOODBYE = 5.0
@@ -152,10 +155,18 @@ class Host:
         The session stays, and beats: the program ends with it.
         """
         token = self.call("terminal", request=request)["token"]
-        watchers = [Responder(re.escape(PROMPT), f"{self._sudo.password}\n")] if self._sudo.password else []
-        result = self.context.run(
-            self.agent_command("exec", verb, token), pty=sys.stdin.isatty(), warn=True, watchers=watchers
-        )
+        password = self._sudo.password if self.remote else ""
+        watchers = [Responder(re.escape(PROMPT), f"{password}\n")] if password else []
+        command, ended = self.agent_command("exec", verb, token), threading.Event()
+        threading.Thread(target=self.session.guard, args=(ended,), daemon=True).start()
+        try:
+            result = self.context.run(command, pty=sys.stdin.isatty(), warn=True, watchers=watchers)
+        except ThreadException:
+            raise self.session.gone() from None
+        finally:
+            ended.set()
+        if self.remote and result.exited < 0:
+            raise self.session.gone()
         return int(result.exited)
 
     def close(self) -> None:
@@ -224,9 +235,9 @@ class Host:
             )
             status, said = self.put(self._packs[name], shlex.join(["exec", "sh", "-c", script]))
             if status:
-                last = (said.strip().splitlines() or [f"exit status {status}"])[-1]
+                first = (said.strip().splitlines() or [f"exit status {status}"])[0]
                 raise BuildError(
-                    f"{self.name}: the agent cannot be put into /var/tmp: {last}", "free some space"
+                    f"{self.name}: cannot put the agent into /var/tmp: {first}", "make room there"
                 )
         return folder
 
@@ -317,11 +328,27 @@ class Session:
             time.sleep(0.01)
         if self.host.remote and not self._promise.runner.process_is_finished:
             self.host.context.close()
-        self._promise.join()
+        with contextlib.suppress(ThreadException):  # it wrote to what is closed
+            self._promise.join()
 
     def _lost_touch(self) -> bool:
         """Whether a remote agent is silent for so long that the network must be gone."""
         return self.host.remote and time.monotonic() - self._heard > SILENCE
+
+    def gone(self) -> BuildError:
+        """What is to be said when the host is out of reach all at once."""
+        what = f"no word from {self.host.name} for {SILENCE:.0f} s: the network is gone"
+        return BuildError(
+            what if self._lost_touch() else f"the connection to {self.host.name or 'the agent'} was cut",
+            "run it again; what it did there has ended, and finished layers are kept",
+        )
+
+    def guard(self, ended: threading.Event) -> None:
+        """Hang up when the network is gone, until `ended`: a terminal of its own does not notice."""
+        while not ended.wait(1):
+            if self._lost_touch():
+                self.host.context.close()
+                return
 
     def _take(self, line: str) -> None:
         self._heard = time.monotonic()
@@ -338,10 +365,7 @@ class Session:
                 if self._promise.runner.process_is_finished and self._events.empty():
                     raise self._lost() from None
                 if self._lost_touch():
-                    raise BuildError(
-                        f"no word from {self.host.name} for {SILENCE:.0f} s: the network is gone",
-                        "run it again; what it did there has ended, and finished layers are kept",
-                    ) from None
+                    raise self.gone() from None
                 continue
             if event["event"] == kind:
                 return event

@@ -22,7 +22,7 @@ from invoke import Argument, Call, Config, Context, Executor, Exit, Program
 from build.engine.console import Console
 from build.engine.errors import BuildError
 from build.engine.host import Host
-from build.engine.ssh import connect
+from build.engine.ssh import connect, is_cut
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it (128 + SIGINT)."""
@@ -175,6 +175,12 @@ class HostExecutor(Executor):
                     host.close()
         except BuildError as error:
             raise error.on(name) if name else error from None
+        except Exception as error:
+            if not name or not is_cut(error):
+                raise
+            raise BuildError(
+                f"the connection to {name} was cut", "run it again: finished layers are kept"
+            ) from None
 
     def _side_by_side(self, flags: Flags, tasks: Any) -> Any:
         """Run the tasks on every host at once, then print how each ended."""

@@ -13,6 +13,7 @@ from pathlib import Path
 from typing import Any
 
 from invoke import Config, Context
+from invoke.exceptions import ThreadException
 
 from build.engine import address, knownhosts
 from build.engine.address import Address, Written
@@ -136,6 +137,13 @@ def _reckon(written: Written, jumps: tuple[str, ...], home: Path) -> Address:
     ]
     keys = given.get("identityfile") or [f"~/.ssh/id_{kind}" for kind in ("ed25519", "ecdsa", "rsa")]
     return address.parse("\n".join([*rows, *(f"identityfile {key}" for key in keys)]), os.environ, home)
+
+
+def is_cut(error: Exception) -> bool:
+    """Whether this is how libraries say that a connection is no more."""
+    from paramiko import SSHException
+
+    return isinstance(error, SSHException | EOFError | ThreadException) or str(error) == "Socket is closed"
 
 
 class _Doorkeeper:

@@ -158,9 +158,8 @@ def test_every_verb_of_a_line_runs_once_on_each_host(
     answer = inv(*argv)
     assert (answer.code, answer.err) == (0, "")
     assert sorted(answer.opened) == hosts  # several work side by side
-    assert {
-        host: [name for on, name, _ in answer.calls if on == host] for host in answer.opened
-    } == dict.fromkeys(hosts, chain)
+    done = {host: [name for on, name, _ in answer.calls if on == host] for host in answer.opened}
+    assert done == dict.fromkeys(hosts, chain)
 
 
 @pytest.mark.parametrize(
