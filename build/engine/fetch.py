@@ -73,6 +73,8 @@ def fetch(host: Host, artifact: Artifact, folder: Path, progress: Progress) -> N
             _drop_others(part, artifact.name)
             _receive(host, artifact, file.fileno(), progress)
             _publish(artifact, part, folder)
+    except (ValueError, zlib.error) as error:
+        raise BuildError(f"what arrives of {artifact.name} is broken: {error}", "run it again") from None
     except OSError as error:
         raise BuildError(
             f"cannot write {folder}: {error.strerror or error}", "free some space, or name another: --to DIR"

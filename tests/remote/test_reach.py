@@ -8,12 +8,13 @@ import re
 import select
 import shutil
 import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests import buildhost, cli
+from tests import buildhost, cli, ordinary
 from tests.buildhost import HOST, JUMP, JUMP_PORT, PASSWORD, Buildhost
 from tests.images import TINY
 
@@ -126,6 +127,25 @@ def test_a_key_that_is_not_wanted_is_told_so(there: Buildhost, ssh: Path, tmp_pa
     said = refuse(there, "-H", f"root@{HOST}", *CONFIG)
     assert "lets root in with none of" in said
     assert f"{tmp_path}/other" in said
+
+
+def test_a_user_whom_the_machine_does_not_know_is_told_so(there: Buildhost, tmp_path: Path) -> None:
+    """As in a container that was started with a number for a user: ssh refuses to work there."""
+    home, number = tmp_path / "home", 54399
+    shutil.copytree(there.client, home)
+    for path in (home, *home.rglob("*")):
+        os.chown(path, number, number)
+    become = (
+        f"setpriv --reuid {number} --regid {number} --clear-groups --inh-caps -all env -u USER -u LOGNAME"
+    )
+    ways = ordinary.ways((Path(sys.base_prefix), cli.CHECKOUT, home))
+    script = "\n".join([*ways, f'exec {become} "$@"'])
+    prefix = [*there.prefix, "bash", "-euc", script, "client"]
+    line = ("-H", f"root@{HOST}", *CONFIG)
+    said = cli.refuse(*line, prefix=prefix, env={"HOME": str(home)})
+    assert f"this machine has no name for its user {number}" in said
+    prefix[-2] = script.replace("-u LOGNAME", "LOGNAME=me")
+    assert "LOCATION" in cli.succeed(*line, prefix=prefix, env={"HOME": str(home)})
 
 
 @pytest.mark.parametrize("old", [None, "3.9.2"])
