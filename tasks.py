@@ -1,7 +1,8 @@
 """The verbs and their order; what they do stands in build/.
 
 Core flags, known to every verb, before or after it: -H HOST, --image FILE, --set KEY=VALUE,
---formats A,B, --yes, --frozen, --ask-password, --debug.
+--formats A,B, --yes, --frozen, --ask-password, --debug; for a build host also --to DIR, --no-fetch,
+--detach, --rootless.
 """
 
 from __future__ import annotations
@@ -41,10 +42,10 @@ def why(c: HostContext, step: str) -> None:
     verbs.why(pipeline.of(c), step)
 
 
-@task
-def doctor(c: HostContext) -> None:
+@task(help={"install": "Install the Debian packages that are missing there (root or sudo)."})
+def doctor(c: HostContext, install: bool = False) -> None:
     """Check the build host and print the one command that mends each gap."""
-    verbs.doctor(pipeline.of(c))
+    verbs.doctor(pipeline.of(c), install)
 
 
 @task
@@ -132,6 +133,24 @@ def inspect(c: HostContext, file: str) -> None:
     verbs.inspect(pipeline.of(c), file)
 
 
+@task
+def status(c: HostContext) -> None:
+    """Tell of the build that was left to the host by --detach, and who holds LOCATION."""
+    verbs.status(pipeline.of(c))
+
+
+@task
+def attach(c: HostContext) -> None:
+    """Follow the build that was left to the host, from where it is, and bring home what it made."""
+    verbs.attach(pipeline.of(c))
+
+
+@task
+def cancel(c: HostContext) -> None:
+    """End the build that was left to the host; finished layers are kept."""
+    verbs.cancel(pipeline.of(c))
+
+
 @task(
     positional=[],
     help={"at": "Layer to look at (default: the finished tree).", "command": "Run this instead of a shell."},
@@ -176,7 +195,8 @@ def test(c: HostContext, ring: str = "", k: str = "") -> None:
 
 
 @task(
-    positional=[], help={"name": "build or convert.", "pairs": "Runs of each side; the median ratio counts."}
+    positional=[],
+    help={"name": "build, convert or fetch.", "pairs": "Runs of each side; the median ratio counts."},
 )
 def bench(c: HostContext, name: str = "build", pairs: str = "3") -> None:
     """Measure against the classic ways, in ratios."""
@@ -200,6 +220,9 @@ namespace = Collection(
     convert,
     inspect,
     build,
+    status,
+    attach,
+    cancel,
     shell,
     boot,
     verify,

@@ -31,7 +31,7 @@ def prefix(folder: Path, home: Path, subids: bool = True) -> list[str]:
         if not real.exists():
             continue
         lines.append(f"mount --bind {shlex.quote(str(folder / table))} {real}")
-    lines += _ways((Path(sys.base_prefix), CHECKOUT, home))
+    lines += ways((Path(sys.base_prefix), CHECKOUT, home))
     lines.append(
         f"exec setpriv --reuid {UID} --regid {UID} --clear-groups --inh-caps -all env -i "
         f'HOME={shlex.quote(str(home))} USER={NAME} PATH="$PATH" LANG=C.UTF-8 "$@"'
@@ -41,7 +41,7 @@ def prefix(folder: Path, home: Path, subids: bool = True) -> list[str]:
     return ["unshare", "--mount", "--propagation", "private", "bash", str(script)]
 
 
-def _ways(needed: Iterable[Path]) -> list[str]:
+def ways(needed: Iterable[Path]) -> list[str]:
     """Cover each closed folder above what is needed with an open one that holds nothing but the way to it."""
     behind = {path: closed for path in needed if (closed := _closed(path))}
     saved = {path: f"/mnt/{number}" for number, path in enumerate(behind)}

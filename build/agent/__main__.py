@@ -1,7 +1,8 @@
 """Serve one client: requests come in on stdin, events go out on stdout, and all ends with the client.
 
-Started as `python3 -I -B .../build/agent/__main__.py serve` (a session), or `... exec VERB REQUEST.json`
-for the verbs that take over the terminal (`shell`, `boot`).
+Started as `python3 -I -B .../build/agent/__main__.py serve` (a session), `... send` (the bytes of one file),
+`... exec VERB REQUEST` for the verbs that take over the terminal (`shell`, `boot`), or by a session as
+`... job FOLDER`: a build that goes on when its client has gone.
 """
 
 from __future__ import annotations
@@ -13,6 +14,8 @@ import queue
 import re
 import select
 import signal
+import socket
+import subprocess
 import sys
 import threading
 import time
@@ -22,23 +25,38 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from build.agent import process
-from build.agent.events import Failure, emit
+from build.agent import job, process, send, terminal
+from build.agent.events import Emit, Failure, emit
 
 SILENCE = 10.0
 """Seconds without a beat after which the client counts as gone (it beats every 2 s)."""
+BEAT = 2.0
+"""Seconds between our own signs of life, by which the client knows that the network is there."""
 
 Request = dict[str, Any]
 
 
 def serve() -> int:
     """Answer requests one after another until the client says goodbye or goes away."""
-    requests: queue.Queue[Request | None] = queue.Queue()
-    threading.Thread(target=_listen, args=(requests,), daemon=True).start()
+    asked = requests()
     emit("ready", pid=os.getpid())
-    while (request := requests.get()) is not None:
+    threading.Thread(target=_beat, daemon=True).start()
+    while (request := asked.get()) is not None:
         _answer(request)
     return 0
+
+
+def requests() -> queue.Queue[Request | None]:
+    """Listen on stdin; this process and its children end when the client says goodbye or is gone."""
+    asked: queue.Queue[Request | None] = queue.Queue()
+    threading.Thread(target=_listen, args=(asked,), daemon=True).start()
+    return asked
+
+
+def _beat() -> None:
+    while True:
+        time.sleep(BEAT)
+        emit("beat")
 
 
 def _listen(requests: queue.Queue[Request | None]) -> None:
@@ -58,31 +76,38 @@ def _listen(requests: queue.Queue[Request | None]) -> None:
             break
         *lines, pending = (pending + chunk).split(b"\n")
         for line in lines:
-            if line.strip():
+            # Anything else is not for us, and must not be shown: a password that sudo did not want.
+            if line.startswith(b"{"):
                 requests.put(json.loads(line))
     process.stop_all()
     os._exit(75)
 
 
 def _answer(request: Request) -> None:
+    answer = _attempt(request, emit)
+    emit(answer.pop("event"), **answer)
+
+
+def _attempt(request: Request, tell: Emit) -> dict[str, Any]:
+    """Do what a request asks; answers the event of its result or its failure."""
     try:
-        emit("result", value=_verb(request.pop("verb")).run(request, emit))
+        return {"event": "result", "value": _verb(request.pop("verb")).run(request, tell)}
     except Failure as failure:
-        emit("failure", message=failure.message, hint=failure.hint, **failure.details)
+        return {"event": "failure", "message": failure.message, "hint": failure.hint, **failure.details}
     except OSError as error:
-        emit(
-            "failure",
-            message=_say(error),
-            hint="free some space" if error.errno == 28 else "",
-            trace=traceback.format_exc(),
-        )
+        return {
+            "event": "failure",
+            "message": _say(error),
+            "hint": "free some space" if error.errno == 28 else "",
+            "trace": traceback.format_exc(),
+        }
     except Exception as error:
-        emit(
-            "failure",
-            message=f"{type(error).__name__}: {error}",
-            hint="this is a defect: run again with --debug and report it",
-            trace=traceback.format_exc(),
-        )
+        return {
+            "event": "failure",
+            "message": f"{type(error).__name__}: {error}",
+            "hint": "this is a defect: run again with --debug and report it",
+            "trace": traceback.format_exc(),
+        }
 
 
 def _say(error: OSError) -> str:
@@ -96,11 +121,19 @@ def _verb(name: str) -> Any:
     return importlib.import_module(f"build.agent.{name}")
 
 
-def execute(name: str, request: Path) -> int:
-    """Become the program that a terminal verb describes; the request file is removed first."""
-    asked = json.loads(request.read_text(encoding="utf-8"))
-    request.unlink()
+def execute(name: str, source: str) -> int:
+    """Run the program that a terminal verb describes; `source` is a request's file, or a session's token.
+
+    A session's program ends with the session. This process stays above it: nothing between the network and
+    here, sudo least of all, passes a death on.
+    """
+    session = None
     try:
+        if "/" in source:
+            asked = json.loads(Path(source).read_text(encoding="utf-8"))
+            Path(source).unlink()
+        else:
+            asked, session = terminal.claim(source)
         argv, env = _verb(name).command(asked)
     except Failure as failure:
         print(
@@ -108,20 +141,35 @@ def execute(name: str, request: Path) -> int:
             file=sys.stderr,
         )
         return 1
-    return os.execvpe(argv[0], argv, process.environment(env))
+    # What the keyboard sends is for the program; a handler, unlike SIG_IGN, is not inherited.
+    for sign in (signal.SIGINT, signal.SIGQUIT):
+        signal.signal(sign, lambda *_: None)
+    child = subprocess.Popen(argv, env=process.environment(env))
+    if session is not None:
+        threading.Thread(target=_end_with, args=(session, child), daemon=True).start()
+    status = child.wait()
+    return status if status >= 0 else 128 - status
+
+
+def _end_with(session: socket.socket, child: subprocess.Popen[bytes]) -> None:
+    session.recv(1)
+    child.kill()
+    os._exit(75)
 
 
 def main() -> int:
     """Read the command line."""
     if sys.argv[1:2] == ["exec"] and len(sys.argv) == 4:
-        return execute(sys.argv[2], Path(sys.argv[3]))
-    if sys.argv[1:] != ["serve"]:
-        print("usage: agent serve | agent exec VERB REQUEST.json", file=sys.stderr)
+        return execute(sys.argv[2], sys.argv[3])
+    if sys.argv[1:2] == ["job"] and len(sys.argv) == 3:
+        return job.work(Path(sys.argv[2]), _attempt)
+    if sys.argv[1:] not in (["serve"], ["send"]):
+        print("usage: agent serve | send | exec VERB REQUEST.json|TOKEN | job FOLDER", file=sys.stderr)
         return 2
     # The client decides what an interrupt means; it reaches us as the end of stdin.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    return serve()
+    return serve() if sys.argv[1] == "serve" else send.stream(requests())
 
 
 if __name__ == "__main__":

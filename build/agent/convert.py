@@ -102,6 +102,7 @@ def run(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
             _convert(fd, size, wanted, request, source, emit, started)
     return {
         "files": [output.result for output in outputs],
+        "folder": request["outdir"],
         "virtual_size": size,
         "guest_sha256": outputs[0].result["guest_sha256"],
         "seconds": round(time.monotonic() - started, 3),

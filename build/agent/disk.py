@@ -23,7 +23,7 @@ def run(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     image = Path(request["image"])
     store.lock(place.location, emit, request.get("what", "build"))
     if known := finished(image, request["key"]):
-        return {"state": "cached", "seconds": 0.0, "manifest": known}
+        return {"state": "cached", "seconds": 0.0, "image": str(image), "manifest": known}
     started = time.monotonic()
     image.parent.mkdir(parents=True, exist_ok=True)
     part = image.parent / f".{image.name}.part"
@@ -56,6 +56,7 @@ def run(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     return {
         "state": "built",
         "seconds": time.monotonic() - started,
+        "image": str(image),
         "manifest": manifest,
         "notes": outcome.notes,
     }

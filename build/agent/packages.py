@@ -35,9 +35,9 @@ need boot   qemu-img    qemu-utils  the overlay that keeps the image as it is
 need boot   /usr/share/OVMF/OVMF_CODE_4M.fd ovmf  firmware of UEFI guests
 
 need test   shellcheck  shellcheck  every script
-need test   sshd        openssh-server  the build host of the remote ring, on 127.0.0.1
+need test   sshd        openssh-server  the build host of the remote ring
 need test   ssh         openssh-client  its keys
-need test   sudo        sudo        the launcher without root
+need test   sudo        sudo        the launcher and the remote host without root
 need test   e2fsck      e2fsprogs   an independent reader of the root file system
 need test   sfdisk      fdisk       of partition tables
 need test   fsck.vfat   dosfstools  of the EFI system partition

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
-import getpass
 import json
 import os
 import socket
@@ -18,6 +17,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from build.agent import facts
 from build.agent.events import Emit, Failure
 from build.agent.sandbox import Place, Tree
 
@@ -30,13 +30,15 @@ def lock(location: Path, emit: Emit, what: str) -> None:
     if location in _held:
         return
     handle = os.open(location / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    with contextlib.suppress(PermissionError):
+        os.fchmod(handle, 0o644)  # whoever waits may read who holds it, whatever our umask
     try:
         fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
         emit("note", text=f"waiting: {location} is in use by {_holder(handle)}")
         fcntl.flock(handle, fcntl.LOCK_EX)
     holder = {
-        "user": getpass.getuser(),
+        "user": user(),
         "pid": os.getpid(),
         "host": socket.gethostname(),
         "what": what,
@@ -54,6 +56,23 @@ def _holder(handle: int) -> str:
         return f"{told['user']} (pid {told['pid']} on {told['host']}, {told['what']}, for {since} s)"
     except (ValueError, KeyError):
         return "another build"
+
+
+def user() -> str:
+    """Who builds: the name of the user, and of who became it by sudo."""
+    name, caller = facts.user_name(), os.environ.get("SUDO_USER", "")
+    return f"{caller} as {name}" if caller and caller != name else name
+
+
+def holder(location: Path) -> str:
+    """Who holds LOCATION, in words; empty if nobody does."""
+    if not is_locked(location):
+        return ""
+    handle = os.open(location / "lock", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        return _holder(handle)
+    finally:
+        os.close(handle)
 
 
 def is_locked(location: Path) -> bool:

@@ -6,6 +6,7 @@ import os
 import sys
 import threading
 from collections.abc import Sequence
+from contextlib import nullcontext
 from typing import Any, TextIO
 
 import colorama
@@ -21,28 +22,32 @@ _COLOURS = {
 }
 
 
-class Console:
-    """Writes for one host; `prefix` names it where there is more than one place the work could be."""
+_writing = threading.RLock()
+"""One line at a time, whichever host it is of."""
 
-    def __init__(self, prefix: str = "", stream: TextIO | None = None) -> None:
+
+class Console:
+    """Writes for one host; `prefix` names it where there is more than one place the work could be.
+
+    `row` is where its progress is shown when several hosts work side by side.
+    """
+
+    def __init__(self, prefix: str = "", stream: TextIO | None = None, row: int = 0) -> None:
+        self.row = row
         self.prefix = f"{prefix} | " if prefix else ""
         self.stream = stream or sys.stdout
         self.lively = self.stream.isatty()
         self.coloured = self.lively and "NO_COLOR" not in os.environ
         self._bar: tqdm[Any] | None = None
         self._label = ""
-        self._lock = threading.Lock()
         if self.coloured:
             colorama.just_fix_windows_console()
 
     def line(self, text: str) -> None:
         """Print a line above whatever bar is showing."""
-        with self._lock:
-            if self._bar is not None:
-                self._bar.clear()
-            print(f"{self.prefix}{text}", file=self.stream, flush=True)
-            if self._bar is not None:
-                self._bar.refresh()
+        with _writing, tqdm.external_write_mode(self.stream) if self.lively else nullcontext():
+            self.stream.write(f"{self.prefix}{text}\n")
+            self.stream.flush()
 
     def step(self, state: str, name: str, seconds: float, extra: str = "") -> None:
         """Print how a step ended: `built|cached NAME 12.3s`."""
@@ -59,7 +64,7 @@ class Console:
         """Show true progress; nothing when the output is not a terminal."""
         if not self.lively or total <= 0:
             return
-        with self._lock:
+        with _writing:
             if self._bar is None or self._label != label:
                 if self._bar is not None:
                     self._bar.close()
@@ -71,6 +76,7 @@ class Console:
                     file=self.stream,
                     bar_format=layout,
                     delay=2,
+                    position=self.row,
                 )
                 self._label = label
             self._bar.total = total
@@ -79,7 +85,7 @@ class Console:
 
     def done(self) -> None:
         """Take the bar away."""
-        with self._lock:
+        with _writing:
             if self._bar is not None:
                 self._bar.close()
                 self._bar = None

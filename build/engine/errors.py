@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+import re
+
 from invoke import Exit
+
+VERBS = "attach|build|cancel|clean|doctor|mount|plan|resolve|status|umount"
+"""Verbs that hints name."""
 
 
 class BuildError(Exit):
@@ -15,3 +20,8 @@ class BuildError(Exit):
         self.what = what
         self.hint = hint
         super().__init__(f"error: {what}" + (f"\n  hint: {hint}" if hint else ""), code)
+
+    def on(self, host: str) -> BuildError:
+        """The same for work on a remote host, with commands that lead there."""
+        what = self.what if host in self.what else f"{host}: {self.what}"
+        return BuildError(what, re.sub(rf"\binv (?={VERBS})", f"inv -H {host} ", self.hint), self.code)

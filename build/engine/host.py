@@ -6,38 +6,96 @@ The only module that runs commands. Nothing above it knows whether the host is t
 from __future__ import annotations
 
 import base64
+import contextlib
 import hashlib
 import io
 import json
 import queue
+import re
+import secrets
 import shlex
 import sys
 import tarfile
+import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
-from pathlib import Path, PurePosixPath
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
 from typing import Any
 
-from invoke import Context
+from invoke import Context, Responder
+from invoke.exceptions import ThreadException
 
+from build.engine import compressors, prompt
 from build.engine.errors import BuildError
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 BEAT = 2.0
 """Seconds between two signs of life to the agent; it gives up after 10 without one."""
+SILENCE = 20.0
+"""Seconds without a word from a remote agent after which it counts as gone; it beats every 2 s."""
 SHIPPED = ("build/agent", "build/formats")
+GOODBYE = 5.0
+"""Seconds that an agent may take to end; a remote one that does not answer is left to its own silence."""
+COMPRESSING = ("convert", "inspect")
+"""Verbs that need the pinned compressors."""
+PROMPT = "[sudo] password: "
+WINDOW, PACKET = 1 << 24, 1 << 18
+"""Bytes on the way unacknowledged, and in one packet; OpenSSH takes packets of up to 256 KiB."""
+
+PROBE_SHELL = 'command -v python3 >/dev/null || exit 0; exec python3 -I -c PROBE "$@"'
+PROBE = r"""
+import json, os, platform, pwd, subprocess, sys
+
+
+def sudo():
+    if os.getuid() == 0:
+        return "none"
+    try:
+        asked = subprocess.Popen(
+            ["sudo", "-k", "-n", "--", "true"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=subprocess.PIPE, env=dict(os.environ, LC_ALL="C"))
+        said = asked.communicate()[1]
+    except OSError:
+        return "none"
+    return "free" if asked.returncode == 0 else "password" if b"password is required" in said else "none"
+
+
+def there(name):
+    folder = "/var/tmp/%s-%d" % (name, os.getuid())
+    try:
+        return os.lstat(folder).st_uid == os.getuid() and os.path.exists(folder + "/build/agent/__main__.py")
+    except OSError:
+        return False
+
+
+try:
+    user = pwd.getpwuid(os.getuid()).pw_name
+except KeyError:
+    user = str(os.getuid())
+print(json.dumps({
+    "version": sys.version_info[:3], "implementation": sys.implementation.name, "python": sys.executable,
+    "machine": platform.machine(), "libc": platform.libc_ver(), "uid": os.getuid(), "user": user,
+    "sudo": sudo(), "there": [name for name in sys.argv[1:] if there(name)]}))
+"""
+"""Runs under whatever python3 is there, to tell which it is."""
 
 Event = dict[str, Any]
 OnEvent = Callable[[Event], None]
 
 
 class Host:
-    """One build host: `name` (empty: this machine) and a `context`, Invoke's or a Fabric Connection."""
+    """One build host: `name` (empty: this machine) and a `context`, Invoke's or a Fabric Connection.
 
-    def __init__(self, name: str, context: Context, debug: bool = False) -> None:
+    `rootless`: build as the user who logs in, even if sudo would let him be root.
+    """
+
+    def __init__(self, name: str, context: Context, debug: bool = False, rootless: bool = False) -> None:
         self.name = name
         self.context = context
         self.debug = debug
+        self.rootless = rootless
         self._session: Session | None = None
 
     @property
@@ -52,7 +110,9 @@ class Host:
             last = (result.stderr or result.stdout).strip().splitlines()[-1:] or [
                 f"exit status {result.exited}"
             ]
-            raise BuildError(f"{self.name or 'this host'}: {last[0]}", f"it was: {command[:120]}")
+            raise BuildError(
+                f"{self.name or 'this host'}: {last[0]}", f"it was: {command.splitlines()[0][:120]}"
+            )
         return str(result.stdout)
 
     def show(self, argv: Sequence[str], folder: Path) -> int:
@@ -60,35 +120,53 @@ class Host:
         command = f"cd {shlex.quote(str(folder))} && exec {shlex.join(argv)}"
         return int(self.context.run(command, warn=True, in_stream=False).exited)
 
-    def put(self, content: bytes, target: PurePosixPath, mode: int = 0o644) -> None:
-        """Write a file on the host, aside first."""
-        aside = target.with_name(f".{target.name}.part")
-        if self.remote:
-            self.context.put(io.BytesIO(content), remote=str(aside))
-        else:
-            Path(aside).write_bytes(content)
-        part = shlex.quote(str(aside))
-        self.run(f"chmod {mode:o} {part} && mv -f {part} {shlex.quote(str(target))}")
+    def pipe(self, command: str) -> Any:
+        """Start a command on a remote host; answers Paramiko's channel, its stdin and stdout in bytes."""
+        channel = self.context.transport.open_session(WINDOW, PACKET)
+        channel.exec_command(command)
+        return channel
 
-    def get(self, source: PurePosixPath, target: Path) -> None:
-        """Bring a file from the host."""
-        if self.remote:
-            self.context.get(str(source), local=str(target))
-        else:
-            target.write_bytes(Path(source).read_bytes())
+    def put(self, content: bytes, command: str) -> tuple[int, str]:
+        """Give bytes to a remote command's stdin; answers its exit status and what it said."""
+        channel = self.pipe(command)
+        channel.set_combine_stderr(True)
+        channel.sendall(content)
+        channel.shutdown_write()
+        with channel.makefile("rb") as output:
+            said = output.read().decode("utf-8", errors="replace")
+        return channel.recv_exit_status(), said
 
     def call(self, verb: str, on_event: OnEvent | None = None, **request: Any) -> Any:
         """Have the agent do something and wait for the result; its failure becomes a BuildError."""
+        if verb in COMPRESSING:
+            self.need_compressors()
+        return self.session.call(verb, on_event or (lambda _event: None), request)
+
+    @property
+    def session(self) -> Session:
+        """The conversation with this host's agent, begun when it is first needed."""
         if self._session is None:
             self._session = Session(self)
-        return self._session.call(verb, on_event or (lambda _event: None), request)
+        return self._session
 
     def interact(self, verb: str, request: Mapping[str, Any]) -> int:
-        """Give this terminal to a program on the host; answers its exit status."""
-        folder = self.run("mktemp -d").strip()
-        self.put(json.dumps(request).encode(), PurePosixPath(folder, "request.json"), 0o600)
-        command = f"trap 'rm -rf {folder}' EXIT; {self.agent_command('exec', verb, f'{folder}/request.json')}"
-        result = self.context.run(command, pty=sys.stdin.isatty(), warn=True)
+        """Give this terminal to a program on the host; answers its exit status.
+
+        The session stays, and beats: the program ends with it.
+        """
+        token = self.call("terminal", request=request)["token"]
+        password = self._sudo.password if self.remote else ""
+        watchers = [Responder(re.escape(PROMPT), f"{password}\n")] if password else []
+        command, ended = self.agent_command("exec", verb, token), threading.Event()
+        threading.Thread(target=self.session.guard, args=(ended,), daemon=True).start()
+        try:
+            result = self.context.run(command, pty=sys.stdin.isatty(), warn=True, watchers=watchers)
+        except ThreadException:
+            raise self.session.gone() from None
+        finally:
+            ended.set()
+        if self.remote and result.exited < 0:
+            raise self.session.gone()
         return int(result.exited)
 
     def close(self) -> None:
@@ -103,43 +181,108 @@ class Host:
             return shlex.join(
                 [sys.executable, "-I", "-B", str(CHECKOUT / "build/agent/__main__.py"), *arguments]
             )
-        return shlex.join(["python3", "-I", "-B", f"{self._ship()}/build/agent/__main__.py", *arguments])
+        agent = [self._ground["python"], "-I", "-B", f"{self._folder}/build/agent/__main__.py", *arguments]
+        return shlex.join([*self._sudo.words, *agent])
 
-    def _ship(self) -> str:
-        """Put the agent on the host unless this very version is there; answers its folder."""
-        packed = _pack()
-        name = f"/var/tmp/systemvm-agent-{hashlib.sha256(packed).hexdigest()[:16]}"
-        probe = (
-            "python3 -c 'import sys; sys.exit(sys.version_info < (3, 11))' || { echo old; exit; }; "
-            f'd={name}-$(id -u); echo "$d"; '
-            'if [ -O "$d" ] && [ -e "$d/build/agent/__main__.py" ]; then echo there; fi'
-        )
-        said = self.run(probe).split()
-        if said[:1] == ["old"]:
+    @property
+    def introduction(self) -> str:
+        """What the agent's stdin begins with: what sudo wants to read."""
+        return f"{self._sudo.password}\n" if self.remote and self._sudo.password else ""
+
+    def need_compressors(self) -> None:
+        """Raise BuildError if the host's Python cannot load the compressors that come with the agent."""
+        if self.remote and (reason := compressors.misfit(self._ground)):
+            python = ".".join(map(str, self._ground["version"][:2]))
             raise BuildError(
-                f"{self.name} has no python3 of version 3.11 or newer", "use a Debian 12 or 13 build host"
+                f"{self.name}: {reason}",
+                f"use a client with {self._ground['machine']} Linux and that Python: "
+                f"PYTHON=python{python} ./inv ...",
             )
-        folder = said[0]
-        if said[1:] != ["there"]:
+
+    @cached_property
+    def _packs(self) -> dict[str, bytes]:
+        """What may be shipped, by the folder it goes to: the agent alone, and with the compressors."""
+        packs = (pack(), pack(compressors.files()))
+        return {f"systemvm-agent-{hashlib.sha256(packed).hexdigest()[:16]}": packed for packed in packs}
+
+    @cached_property
+    def _ground(self) -> dict[str, Any]:
+        """What the probe tells of a remote host and of who we are there."""
+        probe = PROBE_SHELL.replace("PROBE", shlex.quote(PROBE))
+        said = self.run(shlex.join(["exec", "sh", "-c", probe, "sh", *self._packs]))
+        ground: dict[str, Any] = json.loads(said.strip().splitlines()[-1]) if "{" in said else {}
+        if tuple(ground.get("version", ())) < (3, 11):
+            found = ".".join(map(str, ground.get("version", ())))
+            raise BuildError(
+                f"{self.name} has {f'Python {found}' if found else 'no python3'}, but needs 3.11 or newer",
+                "use a Debian 12 or 13 build host",
+            )
+        return ground
+
+    @cached_property
+    def _folder(self) -> str:
+        """The agent's folder on a remote host; it is put there unless this very version is there."""
+        name = list(self._packs)[not compressors.misfit(self._ground)]
+        folder = f"/var/tmp/{name}-{self._ground['uid']}"
+        if name not in self._ground["there"]:
+            aside = f"{folder}.{secrets.token_hex(8)}"
             # Versions that nobody used for a week are of no use to anybody.
-            mine = "/var/tmp -maxdepth 1 -name 'systemvm-agent-*' -user \"$(id -u)\" -mtime +7"
-            self.run(f"find {mine} -exec rm -rf {{}} +", check=False)
-            archive = PurePosixPath(f"{folder}.{time.time_ns()}.tar")
-            self.put(packed, archive, 0o600)
-            quoted = shlex.quote(str(archive))
-            self.run(
-                f"umask 077 && mkdir -p {folder}.new.$$ && "
-                f"tar -xf {quoted} -C {folder}.new.$$ && rm {quoted} && "
-                f"{{ mv -T {folder}.new.$$ {folder} 2>/dev/null || rm -rf {folder}.new.$$; }}"
+            script = (
+                f"find /var/tmp -maxdepth 1 -name 'systemvm-agent-*' -uid {self._ground['uid']} -mtime +7 "
+                "-exec rm -rf {} + 2>/dev/null; set -e; umask 077; "
+                f"trap 'rm -rf {aside}' EXIT; mkdir {aside}; tar -xf - -C {aside}; "
+                f"mv -T {aside} {folder} 2>/dev/null || test -O {folder}"
             )
+            status, said = self.put(self._packs[name], shlex.join(["exec", "sh", "-c", script]))
+            if status:
+                first = (said.strip().splitlines() or [f"exit status {status}"])[0]
+                raise BuildError(
+                    f"{self.name}: cannot put the agent into /var/tmp: {first}", "make room there"
+                )
         return folder
 
+    @cached_property
+    def _sudo(self) -> Sudo:
+        """How to become root on a remote host: not at all, by a word, or by a password that is asked for."""
+        ground = self._ground
+        if ground["uid"] == 0 or self.rootless or ground["sudo"] == "none":
+            return Sudo()
+        if ground["sudo"] == "free":
+            return Sudo(("sudo", "-k", "-n", "--"))
+        asked = prompt.hidden(f"sudo password of {ground['user']} on {self.name} (empty: build without root)")
+        if asked is None:
+            print(
+                f"{self.name} | sudo wants a password and there is no terminal to ask on: going on as "
+                f"{ground['user']} (--rootless says so)",
+                file=sys.stderr,
+            )
+        if not asked:
+            return Sudo()
+        status, said = self.put(f"{asked}\n".encode(), "exec env LC_ALL=C sudo -k -S -p '' -- true")
+        if status:
+            wrong = "incorrect password" in said or "no password was provided" in said
+            what = (
+                "the sudo password is wrong" if wrong else (said.strip().splitlines() or ["sudo refuses"])[-1]
+            )
+            raise BuildError(
+                f"{what} ({ground['user']} on {self.name})", "run it again; with --rootless it builds without"
+            )
+        return Sudo(("sudo", "-k", "-S", "-p", PROMPT, "--"), asked)
 
-def _pack() -> bytes:
+
+@dataclass(frozen=True)
+class Sudo:
+    """Words before a command that make it root's, and what is to be answered."""
+
+    words: tuple[str, ...] = ()
+    password: str = field(default="", repr=False)
+
+
+def pack(extra: Mapping[str, bytes] | None = None) -> bytes:
     """Tar what runs on the host, with nothing in it that changes from run to run."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-        files = {"build/__init__.py": b'"""What runs on the build host."""\n'}
+        files = {"build/__init__.py": b'"""What runs on the build host."""\n', **(extra or {})}
         for folder in SHIPPED:
             for path in sorted((CHECKOUT / folder).rglob("*.py")):
                 files[str(path.relative_to(CHECKOUT))] = path.read_bytes()
@@ -156,6 +299,8 @@ class Session:
     def __init__(self, host: Host) -> None:
         self.host = host
         self._requests = _Outbox()
+        self._requests.put(host.introduction)
+        self._heard = time.monotonic()
         self._events: queue.Queue[Event] = queue.Queue()
         self._errors = _Lines(lambda text: self._events.put({"event": "stderr", "text": text}))
         self._promise = host.context.run(
@@ -178,10 +323,35 @@ class Session:
     def close(self) -> None:
         """End of stdin tells the agent to end, with everything it started."""
         self._requests.end()
-        self._promise.runner.process_is_finished  # noqa: B018  the property polls the process
-        self._promise.join()
+        limit = time.monotonic() + GOODBYE
+        while not self._promise.runner.process_is_finished and time.monotonic() < limit:
+            time.sleep(0.01)
+        if self.host.remote and not self._promise.runner.process_is_finished:
+            self.host.context.close()
+        with contextlib.suppress(ThreadException):  # it wrote to what is closed
+            self._promise.join()
+
+    def _lost_touch(self) -> bool:
+        """Whether a remote agent is silent for so long that the network must be gone."""
+        return self.host.remote and time.monotonic() - self._heard > SILENCE
+
+    def gone(self) -> BuildError:
+        """What is to be said when the host is out of reach all at once."""
+        what = f"no word from {self.host.name} for {SILENCE:.0f} s: the network is gone"
+        return BuildError(
+            what if self._lost_touch() else f"the connection to {self.host.name or 'the agent'} was cut",
+            "run it again; what it did there has ended, and finished layers are kept",
+        )
+
+    def guard(self, ended: threading.Event) -> None:
+        """Hang up when the network is gone, until `ended`: a terminal of its own does not notice."""
+        while not ended.wait(1):
+            if self._lost_touch():
+                self.host.context.close()
+                return
 
     def _take(self, line: str) -> None:
+        self._heard = time.monotonic()
         try:
             self._events.put(json.loads(line))
         except ValueError:
@@ -194,14 +364,16 @@ class Session:
             except queue.Empty:
                 if self._promise.runner.process_is_finished and self._events.empty():
                     raise self._lost() from None
+                if self._lost_touch():
+                    raise self.gone() from None
                 continue
             if event["event"] == kind:
                 return event
             if event["event"] == "failure":
-                raise _explain(event, self.host)
+                raise explain(event, self.host)
             if event["event"] == "stderr":
                 self._stderr.append(event["text"])
-            else:
+            elif event["event"] != "beat":
                 on_event(event)
 
     def _lost(self) -> BuildError:
@@ -210,7 +382,7 @@ class Session:
         return BuildError(f"the agent on {where} is gone: {last}", "run it again; finished layers are kept")
 
 
-def _explain(event: Event, host: Host) -> BuildError:
+def explain(event: Event, host: Host) -> BuildError:
     """Make the agent's failure ours: what, the log's last lines, hint."""
     parts = [event["message"], *(f"    {line}" for line in event.get("tail", ()))]
     if host.debug and event.get("trace"):
@@ -229,6 +401,7 @@ class _Outbox:
         self._beat = time.monotonic()
 
     def put(self, text: str) -> None:
+        """Queue a text."""
         for start in range(0, len(text), 65536):
             self._chunks.put(text[start : start + 65536])
 

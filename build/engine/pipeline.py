@@ -9,15 +9,16 @@ import hashlib
 import importlib
 import os
 from collections.abc import Sequence
+from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 from build import STEPS
-from build.engine import plan, remote, script, settings
+from build.engine import plan, prompt, remote, script, settings
 from build.engine.console import Console, size
 from build.engine.errors import BuildError
-from build.engine.host import CHECKOUT, Event, Host, encode
+from build.engine.host import CHECKOUT, COMPRESSING, Event, Host, encode
 from build.engine.password import crypt
 from build.engine.plan import Layer, Step
 from build.engine.resolution import Resolution
@@ -32,11 +33,41 @@ UNRESOLVED = Resolution((), 0, 0)
 
 def of(context: remote.HostContext) -> Build:
     """The build of a task's context; tasks of one command line and host share it."""
-    build: Build = context.state.setdefault("build", None) or Build(
-        context.host, context.flags, Console(context.host.name)
-    )
-    context.state["build"] = build
+    if "build" not in context.state:
+        row = context.flags.hosts.index(context.host.name) if context.host.remote else 0
+        console = Console(context.host.name, row=row)
+        context.state["build"] = Build(context.host, context.flags, console)
+    build: Build = context.state["build"]
     return build
+
+
+def depart(context: remote.HostContext) -> None:
+    """Leave to the host what the verbs of a line with --detach have asked for; raises BuildError."""
+    build: Build | None = context.state.get("build")
+    if build is None or not build.orders:
+        raise BuildError(
+            "there is nothing to leave to the host", "--detach goes with build, disk and convert"
+        )
+    if any(order.verb in COMPRESSING for order in build.orders):
+        build.host.need_compressors()
+    build.host.call(
+        "job",
+        build.follow,
+        action="start",
+        place=build.site["place"],
+        what=f"inv {build.settings.imagename}",
+        orders=[asdict(order) for order in build.orders],
+    )
+    build.console.line("it goes on without us: inv status, inv attach, inv cancel")
+
+
+@dataclass(frozen=True)
+class Order:
+    """Something for the agent to do, and what it is called where it is told about."""
+
+    verb: str
+    name: str
+    request: dict[str, Any]
 
 
 class Build:
@@ -46,14 +77,46 @@ class Build:
         self.host = host
         self.flags = flags
         self.console = console
+        self.orders: list[Order] = []
+        """What is to be done without us (--detach)."""
         self._told: set[str] = set()
+
+    def order(self, verb: str, name: str, **request: Any) -> Any:
+        """Have the agent do something, now or without us, and show what came of it; answers that."""
+        order = Order(verb, name, request)
+        if self.flags.detach:
+            self.orders.append(order)
+            return {}
+        answer = self.host.call(verb, self.follow, **request)
+        self.show(verb, name, answer)
+        return answer
+
+    def show(self, verb: str, name: str, answer: Any) -> None:
+        """Print the line or lines of a finished order."""
+        self.console.done()
+        match verb:
+            case "fetch":
+                if answer.get("bytes"):
+                    self.console.note(f"fetched {size(answer['bytes'])} of packages")
+            case "layer":
+                self.console.step(answer["state"], name, answer["seconds"])
+            case "disk":
+                self.console.step(answer["state"], name, answer["seconds"], answer["image"])
+            case "convert":
+                for file in answer["files"]:
+                    made = f"{file['file']}  {size(file['size'])}"
+                    self.console.step(file["state"], file["format"], file["seconds"], made)
+            case "clean":
+                if rows := answer["removed"]:
+                    dropped = size(sum(row["bytes"] for row in rows))
+                    self.console.note(f"dropped {len(rows)} old layers, {dropped}")
 
     @cached_property
     def loaded(self) -> settings.Loaded:
         """Settings with their origins."""
         definition = Path(self.flags.image) if self.flags.image else DEFINITION
         password = (
-            remote.ask_password(f"root password of {definition.stem}") if self.flags.ask_password else None
+            prompt.new_password(f"root password of {definition.stem}") if self.flags.ask_password else None
         )
         return settings.load(definition, os.environ, CHECKOUT / ".env", self.flags.overrides, password)
 
@@ -171,9 +234,9 @@ class Build:
     def _make(self, layer: Layer) -> None:
         if layer.step.bootstrap:
             self._fetch()
-        answer = self.host.call(
+        self.order(
             "layer",
-            self.follow,
+            layer.step.name,
             place=self.site["place"],
             key=layer.key,
             below=list(layer.parents),
@@ -188,22 +251,18 @@ class Build:
             record=record(layer),
             what=f"inv {layer.step.name}",
         )
-        self.console.step(answer["state"], layer.step.name, answer["seconds"])
 
     def _variables(self) -> dict[str, str]:
         return {"DEBS": f"{self.site['place']['location']}/debs"}
 
     def _fetch(self) -> None:
-        answer = self.host.call(
+        self.order(
             "fetch",
-            self.follow,
+            "packages",
             packages=[package.__dict__ for package in self.resolution.packages],
             debs=f"{self.site['place']['location']}/debs",
             apt_proxy=self.settings.apt_proxy,
         )
-        self.console.done()
-        if answer.get("bytes"):
-            self.console.note(f"fetched {size(answer['bytes'])} of packages")
 
     @cached_property
     def disk_step(self) -> Step:
@@ -212,16 +271,19 @@ class Build:
         return step
 
     def disk(self) -> dict[str, Any]:
-        """Bring the raw image to IMAGELOC; answers its manifest."""
+        """Bring the raw image to IMAGELOC, once; answers its manifest, which is empty with --detach."""
+        return self._disk
+
+    @cached_property
+    def _disk(self) -> dict[str, Any]:
         top = self.ensure(self.layers[-1].step.name)
         step = self.disk_step
-        key = disk_key(top, step)
-        answer = self.host.call(
+        answer = self.order(
             "disk",
-            self.follow,
+            "disk",
             place=self.site["place"],
             image=self.site["image"],
-            key=key,
+            key=disk_key(top, step),
             seed=self._seed(),
             chain=list(top.chain),
             script=script.render(step.script),
@@ -230,11 +292,8 @@ class Build:
             manifest=self._manifest(top),
             what="inv disk",
         )
-        if key not in self._told:
-            self.console.step(answer["state"], "disk", answer["seconds"], self.site["image"])
-            self._told.add(key)
         self._limit_cache()
-        manifest: dict[str, Any] = answer["manifest"]
+        manifest: dict[str, Any] = answer.get("manifest", {})
         return manifest
 
     def _seed(self) -> str:
@@ -261,18 +320,15 @@ class Build:
 
     def _limit_cache(self) -> None:
         reach = [layer.key for layer in self.layers]
-        removed = self.host.call(
+        self.order(
             "clean",
+            "cache",
             place=self.site["place"],
             image=self.site["image"],
             what="limit",
             reach=reach,
             bytes=self.settings.cache_limit * GIB,
-        )["removed"]
-        if removed:
-            self.console.note(
-                f"dropped {len(removed)} old layers, {size(sum(row['bytes'] for row in removed))}"
-            )
+        )
 
     def follow(self, event: Event) -> None:
         """Show what the agent says while it works."""

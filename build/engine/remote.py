@@ -8,20 +8,34 @@ Limit: a bare `inv --help` exits before tasks.py is loaded and does not list the
 from __future__ import annotations
 
 import copy
+import importlib
 import logging
 import os
-from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+import time
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
 from invoke import Argument, Call, Config, Context, Executor, Exit, Program
 
+from build.engine.console import Console
 from build.engine.errors import BuildError
 from build.engine.host import Host
+from build.engine.ssh import connect, is_cut
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it (128 + SIGINT)."""
+
+
+SWITCHES = (
+    ("yes", "Answer yes to every question."),
+    ("frozen", "Use the stored resolution, ask no mirror."),
+    ("ask-password", "Ask for the root password of the image."),
+    ("rootless", "With -H: build as the user who logs in; never ask for sudo."),
+    ("detach", "With -H: let the build go on without us; see status, attach, cancel."),
+    ("no-fetch", "With -H: leave the files there."),
+)
 
 
 @dataclass(frozen=True)
@@ -35,6 +49,10 @@ class Flags:
     yes: bool = False
     frozen: bool = False
     ask_password: bool = False
+    rootless: bool = False
+    detach: bool = False
+    no_fetch: bool = False
+    to: str = ""
     debug: bool = False
 
 
@@ -71,16 +89,8 @@ def teach(program: Program) -> None:
             Argument(names=("image",), help="Image definition (default: config/systemvm.yaml)."),
             Repeatable(overrides, names=("set",), help="Change a setting: KEY=VALUE; may be repeated."),
             Argument(names=("formats",), help="Convert to these: a,b,c (default: those of the definition)."),
-            Argument(names=("yes",), kind=bool, default=False, help="Answer yes to every question."),
-            Argument(
-                names=("frozen",), kind=bool, default=False, help="Use the stored resolution, ask no mirror."
-            ),
-            Argument(
-                names=("ask-password",),
-                kind=bool,
-                default=False,
-                help="Ask for the root password of the image.",
-            ),
+            Argument(names=("to",), help="With -H: bring files here (default: dist in the checkout)."),
+            *(Argument(names=(name,), kind=bool, default=False, help=text) for name, text in SWITCHES),
         ]
 
     program.core_args = core_args
@@ -120,46 +130,108 @@ class HostCall(Call):
         return self.context
 
 
+@dataclass(frozen=True)
+class Outcome:
+    """How the verbs of a command line ended on one host."""
+
+    host: str
+    seconds: float
+    error: BuildError | None = None
+
+
 class HostExecutor(Executor):
     """Run every call, pre- and post-tasks too, on each host of -H; without -H, on this machine."""
 
     context: HostContext | None = None
 
     def execute(self, *tasks: Any) -> Any:
-        """Run the tasks on one host after the other; one host's failure does not stop the next."""
+        """Run the tasks on the host, or side by side on several: one that fails does not stop the others."""
         flags = read_flags(self.core)
-        failed: dict[str, BuildError] = {}
-        results: Any = {}
-        for name in flags.hosts or ("",):
-            try:
-                with self._on(name, flags):
-                    results = super().execute(*tasks)
-            except KeyboardInterrupt:
-                raise BuildError(
-                    "interrupted", "run it again: finished layers are kept", INTERRUPTED
-                ) from None
-            except BrokenPipeError:
-                # Our reader left (`inv config | head`): there is nobody to tell.
-                os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
-                raise Exit(code=141) from None
-            except BuildError as error:
-                if len(flags.hosts) < 2:
-                    raise
-                failed[name] = error
-        if failed:
-            raise BuildError("\n".join(f"{name}: {error.message}" for name, error in failed.items()))
-        return results
+        try:
+            if len(flags.hosts) > 1:
+                return self._side_by_side(flags, tasks)
+            name = flags.hosts[0] if flags.hosts else ""
+            return self._on(name, flags, tasks)
+        except KeyboardInterrupt:
+            raise BuildError("interrupted", "run it again: finished layers are kept", INTERRUPTED) from None
+        except BrokenPipeError:
+            # Our reader left (`inv config | head`): there is nobody to tell.
+            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            raise Exit(code=141) from None
 
-    @contextmanager
-    def _on(self, name: str, flags: Flags) -> Iterator[None]:
-        with connect(name, self.config) as inner:
-            host = Host(name, inner, flags.debug)
-            self.context = HostContext(self.config.clone(), host, flags)
+    def _on(self, name: str, flags: Flags, tasks: Any) -> Any:
+        """Run the tasks on one host; errors name it if it is not this machine."""
+        try:
+            with connect(name, self.config) as inner:
+                host = Host(name, inner, flags.debug, flags.rootless)
+                self.context = HostContext(self.config.clone(), host, flags)
+                try:
+                    results = super().execute(*tasks)
+                    if flags.detach:
+                        importlib.import_module("build.engine.pipeline").depart(self.context)
+                    return results
+                finally:
+                    self.context = None
+                    host.close()
+        except BuildError as error:
+            raise error.on(name) if name else error from None
+        except Exception as error:
+            if not name or not is_cut(error):
+                raise
+            raise BuildError(
+                f"the connection to {name} was cut", "run it again: finished layers are kept"
+            ) from None
+
+    def _side_by_side(self, flags: Flags, tasks: Any) -> Any:
+        """Run the tasks on every host at once, then print how each ended."""
+        with ThreadPoolExecutor(len(flags.hosts)) as pool:
+            executors = [type(self)(self.collection, self.config, self.core) for _ in flags.hosts]
+            ends = [
+                pool.submit(executor._outcome, name, flags, tasks)
+                for executor, name in zip(executors, flags.hosts, strict=True)
+            ]
             try:
-                yield
-            finally:
-                self.context = None
-                host.close()
+                outcomes = [end.result() for end in ends]
+            except KeyboardInterrupt:
+                for executor in executors:
+                    executor._hang_up()
+                raise
+        rows = [
+            (
+                end.host,
+                "FAIL" if end.error else "ok",
+                f"{end.seconds:.1f} s",
+                end.error.what if end.error else "",
+            )
+            for end in outcomes
+        ]
+        Console().table(
+            ("HOST", "RESULT", "TIME", "ERROR"), [(*row[:3], row[3].split("\n")[0]) for row in rows]
+        )
+        if failed := [end.error for end in outcomes if end.error]:
+            codes = {error.code for error in failed}
+            what = "\n".join(error.what for error in failed)
+            raise BuildError(what, failed[0].hint, codes.pop() if len(codes) == 1 else 1)
+        return {}
+
+    def _outcome(self, name: str, flags: Flags, tasks: Any) -> Outcome:
+        started, error = time.monotonic(), None
+        try:
+            self._on(name, flags, tasks)
+        except BuildError as caught:
+            error = caught
+        except SystemExit as end:
+            error = (
+                BuildError(f"{name}: exit status {end.code}", code=int(end.code or 0)) if end.code else None
+            )
+        except Exception as caught:
+            error = BuildError(f"{name}: {type(caught).__name__}: {caught}", "this is a defect: report it")
+        return Outcome(name, time.monotonic() - started, error)
+
+    def _hang_up(self) -> None:
+        """End what is being done, from another thread: without its client the agent ends, too."""
+        if self.context is not None:
+            self.context.host.close()
 
     def expand_calls(self, calls: Any) -> list[Call]:
         """Put every call into this host's context."""
@@ -190,47 +262,9 @@ def read_flags(core: Any) -> Flags:
         bool(given("yes", False)),
         bool(given("frozen", False)),
         bool(given("ask-password", False)),
+        bool(given("rootless", False)),
+        bool(given("detach", False)),
+        bool(given("no-fetch", False)),
+        str(given("to", "")),
         bool(given("debug", False)),
     )
-
-
-@contextmanager
-def connect(name: str, config: Config) -> Iterator[Context]:
-    """Give a context that runs commands on this host: a local one, or an open SSH connection.
-
-    Refuses unknown host keys. Addresses, users, keys and jump hosts come from the user's ssh configuration.
-    """
-    if not name:
-        yield Context(config.clone())
-        return
-    from fabric import Config as SshConfig  # only a remote run pays for the import
-    from fabric import Connection
-    from paramiko import RejectPolicy, SSHException
-
-    ssh = config.clone(into=SshConfig)
-    ssh.load_ssh_config()  # a clone of Invoke's config has not read it
-    connection = Connection(name, config=ssh, connect_timeout=20)
-    connection.client.load_system_host_keys()
-    connection.client.set_missing_host_key_policy(RejectPolicy())  # Fabric's own accepts any
-    try:
-        connection.open()
-    except (OSError, EOFError, SSHException) as error:
-        raise BuildError(f"cannot reach build host {name!r}: {error}", f"try: ssh {name} true") from None
-    try:
-        yield connection
-    finally:
-        connection.close()
-
-
-def ask_password(prompt: str) -> str:
-    """Ask twice, hidden; raises BuildError when there is nobody to ask or the answers differ."""
-    import getpass
-
-    if not os.isatty(0):
-        raise BuildError(
-            "--ask-password needs a terminal", "set SYSTEMVM_PASSWORD in the environment or .env"
-        )
-    first = getpass.getpass(f"{prompt}: ")
-    if first != getpass.getpass("once more: "):
-        raise BuildError("the two passwords differ", "run it again")
-    return first

@@ -5,6 +5,7 @@ from __future__ import annotations
 import importlib
 import json
 import os
+import re
 import shlex
 import sys
 import time
@@ -13,10 +14,11 @@ from typing import Any
 
 from build import convert as conversion
 from build import inspect as inspection
-from build.engine import pipeline, script
+from build.engine import fetch, pipeline, script
 from build.engine.console import size
 from build.engine.errors import BuildError
-from build.engine.host import CHECKOUT
+from build.engine.fetch import Artifact
+from build.engine.host import CHECKOUT, explain
 from build.engine.pipeline import Build
 from build.engine.remote import HostContext
 
@@ -87,8 +89,13 @@ def why(build: Build, name: str) -> None:
         build.console.line(f"  {line}")
 
 
-def doctor(build: Build) -> None:
-    """Print the host's checks; fails when something a build needs is missing."""
+def doctor(build: Build, install: bool) -> None:
+    """Print the host's checks, with `install` after mending them; fails when a build lacks something."""
+    if install:
+        script = (CHECKOUT / "build/engine/install.sh").read_text(encoding="utf-8")
+        done = build.host.call("install", build.follow, script=script)
+        build.console.done()
+        build.console.line(f"installed: {', '.join(done['packages']) or 'nothing was missing'}")
     rendering = importlib.import_module("build.doctor")
     wanted = build.settings
     rows = build.host.call(
@@ -171,14 +178,16 @@ def keepalived_render(build: Build) -> None:
 
 def build(build: Build) -> None:
     """Finish a build: convert to what was asked for and say where it lies."""
-    disk = build.disk()["disk"]
     image = build.site["image"]
-    build.console.line(
-        f"image {image}  {size(disk['size'])} ({size(disk['allocated'])} on disk)  "
-        f"sha256 {disk['sha256'][:16]}"
-    )
+    if manifest := build.disk():
+        disk = manifest["disk"]
+        build.console.line(
+            f"image {image}  {size(disk['size'])} ({size(disk['allocated'])} on disk)  "
+            f"sha256 {disk['sha256'][:16]}"
+        )
+        bring_home(build, [image])
     if build.flags.formats or build.settings.formats:
-        convert(build, build.flags.formats)
+        bring_home(build, _made("convert", _convert(build, build.flags.formats, build.resolution.epoch)))
 
 
 def shell(build: Build, at: str, command: str) -> int:
@@ -232,7 +241,9 @@ def verify(build: Build, memory: str, target: str) -> None:
     mebibytes = _mebibytes(memory)
     grow_to: int | None = None
     if build.flags.formats:
-        guests = rendering.guests(wanted, convert(build, build.flags.formats))
+        made = _convert(build, build.flags.formats, _need_image(build).get("epoch", 0))
+        files = {file["format"]: f"{made['folder']}/{file['file']}" for file in made["files"]}
+        guests = rendering.guests(wanted, files)
     else:
         _need_image(build)
         guests = [{"image": build.prospect["image"], "firmware": firmware} for firmware in wanted.boots_under]
@@ -265,21 +276,90 @@ def _mebibytes(text: str) -> int:
     return int(text)
 
 
-def convert(build: Build, formats: str) -> dict[str, str]:
-    """Convert the raw image to the formats asked for, else to those of its definition; answers the paths."""
+def convert(build: Build, formats: str) -> None:
+    """Convert the raw image to the formats asked for, else to those of its definition."""
+    bring_home(build, _made("convert", _convert(build, formats, _need_image(build).get("epoch", 0))))
+
+
+def _convert(build: Build, formats: str, epoch: int) -> dict[str, Any]:
     wanted = conversion.chosen(formats, build.settings)
-    image = build.prospect["image"]
-    manifest = _need_image(build)
-    outdir = build.prospect["place"]["location"]
-    request = conversion.request(
-        build.loaded, wanted, image, outdir, manifest.get("epoch", 0), build.settings.convert
-    )
-    answer = build.host.call("convert", build.follow, **request, location=outdir)
-    for file in answer["files"]:
-        build.console.step(
-            file["state"], file["format"], file["seconds"], f"{file['file']}  {size(file['size'])}"
-        )
-    return {file["format"]: f"{outdir}/{file['file']}" for file in answer["files"]}
+    image, outdir = build.prospect["image"], build.prospect["place"]["location"]
+    request = conversion.request(build.loaded, wanted, image, outdir, epoch, build.settings.convert)
+    answer: dict[str, Any] = build.order("convert", "convert", **request, location=outdir)
+    return answer
+
+
+def _made(verb: str, answer: dict[str, Any]) -> list[str]:
+    """Paths of the files that an order made for people to take away."""
+    if verb == "convert":
+        return [f"{answer['folder']}/{file['file']}" for file in answer.get("files", ())]
+    return [answer["image"]] if verb == "disk" else []
+
+
+def bring_home(build: Build, paths: list[str]) -> None:
+    """Fetch these files of a remote host into dist/, or the folder of --to, unless they are there already."""
+    if not build.host.remote or not paths:
+        return
+    if build.flags.no_fetch:
+        for path in paths:
+            build.console.line(f"left there: {path}")
+        return
+    folder = Path(build.flags.to) if build.flags.to else CHECKOUT / "dist"
+    if len(build.flags.hosts) > 1:
+        folder = folder / re.sub(r"[^A-Za-z0-9._@-]", "_", build.host.name)
+    for row in build.host.call("send", paths=paths):
+        artifact = Artifact(**row)
+        started = time.monotonic()
+        here = fetch.is_here(artifact, folder)
+        if not here:
+            label = f"fetch {artifact.name}"
+            fetch.fetch(
+                build.host, artifact, folder, lambda *told, label=label: build.console.progress(label, *told)
+            )
+        state = "cached" if here else "fetched"
+        build.console.step(state, "fetch", time.monotonic() - started, str(folder / artifact.name))
+
+
+def status(build: Build) -> None:
+    """Print how the build is that was left to the host, and who holds LOCATION."""
+    told = build.host.call("job", place=build.prospect["place"], action="status")
+    if told["state"] == "none":
+        build.console.line("no build was left to this host")
+    else:
+        end = told.get("until") or time.time()
+        lasted = f"{int(end - told['since'])} s"
+        step = f" at {told['step']}" if told["state"] != "finished" and "step" in told else ""
+        build.console.line(f"{told['state']}{step} after {lasted}: {told['what']}, by {told['user']}")
+    if told["lock"]:
+        build.console.line(f"{build.prospect['place']['location']} is held by {told['lock']}")
+
+
+def attach(build: Build) -> None:
+    """Show what a build without us does until it ends, then bring home what it made; fails as it fails."""
+
+    def show(event: dict[str, Any]) -> None:
+        told = event.get("told", event)
+        if told["event"] == "result":
+            build.show(told["verb"], told["name"], told["value"])
+        else:
+            build.follow(told)
+
+    try:
+        told = build.host.call("job", show, place=build.prospect["place"], action="follow")
+    except KeyboardInterrupt:
+        raise BuildError("no longer attached", "the build goes on; come back with: inv attach", 130) from None
+    build.console.done()
+    if failure := told.get("failure"):
+        raise explain(failure, build.host)
+    if told["state"] != "finished":
+        raise BuildError(f"the build was {told['state']}", "run: inv build; finished layers are kept")
+    bring_home(build, [path for made in told["results"] for path in _made(made["verb"], made["value"])])
+
+
+def cancel(build: Build) -> None:
+    """End the build that was left to the host."""
+    told = build.host.call("job", place=build.prospect["place"], action="cancel")
+    build.console.line(f"cancelled {told['what']}, by {told['user']}")
 
 
 def inspect(build: Build, file: str) -> None:

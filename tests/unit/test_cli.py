@@ -157,10 +157,9 @@ def test_every_verb_of_a_line_runs_once_on_each_host(
 ) -> None:
     answer = inv(*argv)
     assert (answer.code, answer.err) == (0, "")
-    assert answer.opened == hosts
-    assert [(host, name) for host, name, _ in answer.calls] == [
-        (host, name) for host in hosts for name in chain
-    ]
+    assert sorted(answer.opened) == hosts  # several work side by side
+    done = {host: [name for on, name, _ in answer.calls if on == host] for host in answer.opened}
+    assert done == dict.fromkeys(hosts, chain)
 
 
 @pytest.mark.parametrize(
@@ -183,7 +182,7 @@ def test_a_host_out_of_reach_fails_in_two_lines(inv: Inv) -> None:
 def test_one_host_out_of_reach_does_not_stop_the_others(inv: Inv) -> None:
     answer = inv("-H", "a,h,b", "config", fail="h")
     assert answer.code == 1
-    assert [host for host, _, _ in answer.calls] == ["a", "b"]
+    assert sorted(host for host, _, _ in answer.calls) == ["a", "b"]
     assert "cannot reach build host 'h'" in answer.err
 
 

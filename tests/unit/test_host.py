@@ -7,9 +7,11 @@ import io
 import tarfile
 
 import pytest
+from invoke import Context
 
 from build.engine import host
 from build.engine.console import Console, size
+from build.engine.errors import BuildError
 from build.engine.password import crypt
 
 pytestmark = pytest.mark.unit
@@ -39,8 +41,8 @@ def test_lines_are_whole_however_they_arrive() -> None:
 
 
 def test_the_pack_is_the_same_every_time_and_holds_the_agent() -> None:
-    assert host._pack() == host._pack()
-    with tarfile.open(fileobj=io.BytesIO(host._pack())) as archive:
+    assert host.pack() == host.pack()
+    with tarfile.open(fileobj=io.BytesIO(host.pack())) as archive:
         names = archive.getnames()
         init = archive.extractfile("build/__init__.py")
         assert init is not None
@@ -77,3 +79,29 @@ def test_the_console_is_plain_when_it_is_not_a_terminal() -> None:
 )
 def test_sizes_read_well(count: int, text: str) -> None:
     assert size(count) == text
+
+
+def test_compressors_that_a_host_cannot_load_are_never_used(monkeypatch: pytest.MonkeyPatch) -> None:
+    there = host.Host("bh", Context())
+    ground = {
+        "version": [3, 9, 2],
+        "implementation": "cpython",
+        "machine": "x86_64",
+        "libc": ["glibc", "2.31"],
+    }
+    monkeypatch.setitem(there.__dict__, "_ground", ground)
+    with pytest.raises(BuildError) as caught:
+        there.call("convert", image="x")
+    assert "bh: its Python 3.9 on x86_64 cannot load the compressor" in caught.value.what
+    assert "PYTHON=python3.9 ./inv" in caught.value.hint
+
+
+def test_errors_on_a_host_name_it_and_lead_there() -> None:
+    told = BuildError("there is no image", "run: inv build").on("bh")
+    assert (told.what, told.hint) == ("bh: there is no image", "run: inv -H bh build")
+    assert BuildError("cannot reach bh", "try: ssh bh true", 7).on("bh").message.count("bh") == 2
+    assert BuildError("x", code=7).on("bh").code == 7
+
+
+def test_a_sudo_password_does_not_show_in_what_holds_it() -> None:
+    assert "geheim" not in repr(host.Sudo(("sudo",), "geheim"))

@@ -105,7 +105,7 @@ def test_only_the_host_runs_commands(path: Path) -> None:
     source = path.read_text(encoding="utf-8")
     starts = {"subprocess", "os.system", "os.popen"} & imported(source)
     assert not starts or path.name == "venv.py", "commands are run by build.engine.host"
-    if path.name != "remote.py":
+    if path.name != "ssh.py":
         assert not foreign(
             source, {"build", "invoke", "pydantic", "yaml", "jinja2", "colorama", "tqdm", "passlib"}
         )
@@ -122,7 +122,7 @@ def test_only_the_console_paints(library: str) -> None:
 
 
 def test_ssh_is_imported_by_a_remote_run_only() -> None:
-    tree = ast.parse((CHECKOUT / "build" / "engine" / "remote.py").read_text(encoding="utf-8"))
+    tree = ast.parse((CHECKOUT / "build" / "engine" / "ssh.py").read_text(encoding="utf-8"))
     top = ast.Module([node for node in tree.body if isinstance(node, ast.Import | ast.ImportFrom)], [])
     assert not {used for used in imported(ast.unparse(top)) if used.startswith(("fabric", "paramiko"))}
 

@@ -1,0 +1,289 @@
+"""Builds on a host over SSH: the same bytes, brought home, left alone, cut off at any moment."""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import json
+import os
+import pty
+import shutil
+import signal
+import subprocess
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from tests import cli
+from tests.buildhost import HOST, PASSWORD, USERS, Buildhost, wait_for
+from tests.images import STEPS, TINY, Built, sha256
+
+pytestmark = pytest.mark.remote
+FLAGS = (*TINY, "--frozen")
+ALL = ("root", *USERS)
+
+
+def provide(tiny: Built, there: Buildhost, user: str, name: str) -> tuple[str, Path]:
+    """A LOCATION of this user's that knows the package set of the shared build: its path there, and here."""
+    base = there.folder / (f"home/{user}" if user == "carol" else "images")
+    shown = f"/home/{user}/{name}" if user == "carol" else f"/var/lib/images/{name}"
+    here = base / name
+    for folder in ("resolutions", "debs"):
+        shutil.copytree(tiny.location / folder, here / folder)
+    if user == "carol":
+        for path in (here, *here.rglob("*")):
+            os.chown(path, USERS[user], USERS[user])
+    return shown, here
+
+
+def start(there: Buildhost, user: str, *arguments: str) -> subprocess.Popen[str]:
+    """Start a client of this user's; bob's sits at a terminal, where his password is typed."""
+    line = ("-H", f"{user}@{HOST}", *arguments)
+    if user != "bob":
+        return cli.start(*line, prefix=there.prefix, env=there.env)
+    ours, theirs = pty.openpty()
+    child = subprocess.Popen(
+        [*there.prefix, *cli.INV, *line],
+        cwd=cli.CHECKOUT,
+        env=cli.environment(there.env),
+        stdin=theirs,
+        stdout=theirs,
+        stderr=theirs,
+        start_new_session=True,
+        text=True,
+    )
+    os.close(theirs)
+    threading.Thread(target=_answer, args=(ours,), daemon=True).start()
+    return child
+
+
+def _answer(ours: int) -> None:
+    shown, answered = b"", False
+    with contextlib.suppress(OSError):
+        while chunk := os.read(ours, 4096):
+            shown += chunk
+            if not answered and b"sudo password of bob" in shown:
+                answered = True
+                os.write(ours, f"{PASSWORD}\n".encode())
+    os.close(ours)
+
+
+def cut(how: str, there: Buildhost, clients: list[subprocess.Popen[str]]) -> None:
+    """Cut every client off, and see that the host is empty then."""
+    with contextlib.ExitStack() as stack:
+        if how == "client -9":
+            for client in clients:
+                os.killpg(client.pid, signal.SIGKILL)
+        elif how == "session -9":
+            there.kill_sessions()
+        else:
+            stack.enter_context(there.silence())
+        there.wait_until_empty()
+        for client in clients:
+            said, _ = client.communicate(timeout=60)
+            assert client.returncode != 0
+            if said and how == "no network":
+                assert "the network is gone" in said
+                assert "Traceback" not in said
+
+
+def begun(location: Path) -> Callable[[], object]:
+    """Tells whether the lowest layer is in the making."""
+    return lambda: list(location.glob("cache/*/.debootstrap-*.part/tree"))
+
+
+def is_free(location: Path) -> bool:
+    """Whether nobody holds LOCATION's lock."""
+    with (location / "lock").open("rb") as lock:
+        try:
+            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError:
+            return False
+    return True
+
+
+HOWS = ("client -9", "session -9", "no network")
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_nothing_is_left_of_a_build_that_is_cut_off(how: str, tiny: Built, there: Buildhost) -> None:
+    """Four users at once: root, sudo, sudo with a password, and one who builds without root."""
+    name = how.replace(" ", "")
+    places = {user: provide(tiny, there, user, f"{user}-{name}") for user in ALL}
+    clients = [
+        start(there, user, "debootstrap", *FLAGS, "--set", f"location={shown}")
+        for user, (shown, _) in places.items()
+    ]
+    for _, here in places.values():
+        wait_for(begun(here))
+    cut(how, there, clients)
+    for _, here in places.values():
+        assert is_free(here)
+        assert not list(here.glob("cache/*/debootstrap-*"))
+        shutil.rmtree(here)
+
+
+@pytest.fixture(scope="session")
+def left(tiny: Built, there: Buildhost, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A finished build that was left to the host, watched from elsewhere, and brought home."""
+    _, here = provide(tiny, there, "alice", "systemvm")
+    home = tmp_path_factory.mktemp("dist")
+    for user in ("alice", "carol"):
+        said = run(there, user, "status", *TINY, "--set", "location=/var/lib/images/systemvm")
+        assert "no build was left" in said
+    said = run(there, "alice", "build", "--detach", *FLAGS)
+    assert "it goes on without us" in said
+    wait_for(begun(here))
+    seen = run(there, "carol", "--rootless", "status", *TINY, "--set", "location=/var/lib/images/systemvm")
+    assert "running at debootstrap" in seen
+    assert "alice as root (pid " in seen
+    again = cli.refuse("-H", f"alice@{HOST}", "build", "--detach", *FLAGS, prefix=there.prefix, env=there.env)
+    assert "a build runs there already: alice as root" in again
+    waits = cli.start("-H", f"root@{HOST}", "seal", *FLAGS, prefix=there.prefix, env=there.env)
+    watcher = cli.start("-H", f"root@{HOST}", "attach", *TINY, prefix=there.prefix, env=there.env)
+    os.killpg(watcher.pid, signal.SIGINT)  # the lid is shut: what goes on there does not mind
+    watcher.communicate(timeout=60)
+    told = run(there, "alice", "attach", *TINY, "--to", str(home))
+    states = cli.states(told.replace(f"alice@{HOST} | ", ""))
+    assert {states[name] for name in (*STEPS, "disk")} == {"built"}
+    other, _ = waits.communicate(timeout=120)
+    assert waits.returncode == 0, other
+    assert "waiting: /var/lib/images/systemvm is in use by alice as root" in other
+    assert "finished after" in run(there, "alice", "status", *TINY)
+    there.wait_until_empty()
+    return home
+
+
+def run(there: Buildhost, user: str, *arguments: str) -> str:
+    """Run a command line to its good end; every line it prints names the host."""
+    said = cli.succeed("-H", f"{user}@{HOST}", *arguments, prefix=there.prefix, env=there.env)
+    assert all(line.startswith(f"{user}@{HOST} | ") for line in said.splitlines()), said
+    return said
+
+
+def test_local_and_remote_give_the_same_bytes(tiny: Built, left: Path) -> None:
+    assert sha256(left / "tiny.img") == sha256(tiny.image)
+    assert (left / "tiny.img").stat().st_blocks <= tiny.image.stat().st_blocks * 1.1
+    assert json.loads((left / "tiny.img.json").read_text())["disk"] == tiny.manifest["disk"]
+    assert (left / "tiny.img.sha256").read_text() == f"{sha256(tiny.image)}  tiny.img\n"
+    assert not list(left.glob(".*"))
+
+
+def test_a_second_build_is_cached_and_fetches_nothing(left: Path, there: Buildhost) -> None:
+    before = (left / "tiny.img").stat()
+    states = cli.states(run(there, "root", "build", *FLAGS, "--to", str(left)).replace(f"root@{HOST} | ", ""))
+    assert {states[name] for name in (*STEPS, "disk", "fetch")} == {"cached"}
+    assert (left / "tiny.img").stat() == before
+    kept = run(there, "root", "build", *FLAGS, "--no-fetch", "--to", str(left / "none"))
+    assert "left there: /var/lib/images/systemvm/tiny.img" in kept
+    assert not (left / "none").exists()
+
+
+def test_fetching_goes_on_where_it_was_cut_off(
+    tiny: Built, left: Path, there: Buildhost, tmp_path: Path
+) -> None:
+    def parts(least: int) -> list[Path]:
+        return [path for path in tmp_path.glob(".tiny.img.*.part") if path.stat().st_size > least]
+
+    client = start(there, "root", "build", *FLAGS, "--to", str(tmp_path))
+    wait_for(lambda: parts(1 << 24))
+    os.killpg(client.pid, signal.SIGKILL)
+    client.communicate(timeout=60)
+    there.wait_until_empty()
+    (part,) = parts(1 << 24)
+    kept = part.stat()
+    with part.open("r+b") as file:  # a wrong byte in what is there shows that it is used, and is found out
+        file.seek(1 << 20)
+        byte = file.read(1)
+        file.seek(1 << 20)
+        file.write(bytes([byte[0] ^ 1]))
+    said = cli.refuse(
+        "-H", f"root@{HOST}", "build", *FLAGS, "--to", str(tmp_path), prefix=there.prefix, env=there.env
+    )
+    assert "arrived with SHA-256" in said
+    assert not (tmp_path / "tiny.img").exists()
+    assert part.stat().st_ino == kept.st_ino
+    run(there, "root", "build", *FLAGS, "--to", str(tmp_path))
+    assert sha256(tmp_path / "tiny.img") == sha256(tiny.image)
+    assert not list(tmp_path.glob(".*"))
+
+
+def test_conversion_there_gives_the_same_bytes(
+    tiny: Built, left: Path, there: Buildhost, tmp_path: Path
+) -> None:
+    """The host has no compressor of ours but the one that comes along."""
+    run(there, "alice", "convert.vmdk", *TINY, "--to", str(tmp_path))
+    cli.succeed("convert.vmdk", *tiny.flags)
+    assert sha256(tmp_path / "tiny.vmdk") == sha256(tiny.location / "tiny.vmdk")
+    assert "VMDK" in run(there, "alice", "inspect", "/var/lib/images/systemvm/tiny.vmdk").upper()
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_nothing_is_left_of_a_shell_that_is_cut_off(how: str, left: Path, there: Buildhost) -> None:
+    users = ("root", "alice", "bob")
+    clients = [
+        start(there, user, "shell", *TINY, "--command", f"sleep 77{n}") for n, user in enumerate(users)
+    ]
+    wait_for(lambda: all(f"sleep 77{number}" in str(there.processes()) for number in range(len(users))))
+    cut(how, there, clients)
+    assert not list((there.folder / "images/systemvm").glob(".shell-*"))
+
+
+def test_a_shell_gives_its_status_and_sees_the_tree(left: Path, there: Buildhost) -> None:
+    line = ("-H", f"alice@{HOST}", "shell", *TINY, "--command")
+    done = cli.inv(*line, "cat /etc/hostname", prefix=there.prefix, env=there.env)
+    assert (done.returncode, done.stdout.strip()) == (0, "tiny")
+    assert cli.inv(*line, "sh -c 'exit 7'", prefix=there.prefix, env=there.env).returncode == 7
+    there.wait_until_empty()
+
+
+def test_a_build_without_us_is_cancelled_at_once(tiny: Built, there: Buildhost) -> None:
+    shown, here = provide(tiny, there, "carol", "cancelled")
+    flags = (*FLAGS, "--set", f"location={shown}")
+    run(there, "carol", "--rootless", "build", "--detach", *flags)
+    wait_for(begun(here))
+    assert "cancelled" in run(there, "carol", "--rootless", "cancel", *flags)
+    there.wait_until_empty(10)
+    assert is_free(here)
+    assert "cancelled at debootstrap" in run(there, "carol", "--rootless", "status", *flags)
+    line = ("-H", f"carol@{HOST}", "--rootless", "attach", *flags)
+    said = cli.refuse(*line, prefix=there.prefix, env=there.env)
+    assert "the build was cancelled" in said
+
+
+def test_several_hosts_work_side_by_side_and_one_that_fails_stops_none(there: Buildhost) -> None:
+    hosts = [f"root@{HOST}", "nosuch.invalid", "included"]
+    done = cli.inv("-H", ",".join(hosts), "config", *TINY, prefix=there.prefix, env=there.env)
+    assert done.returncode == 1
+    assert "cannot reach build host 'nosuch.invalid'" in done.stderr
+    for name in (hosts[0], hosts[2]):
+        assert f"{name} | IMAGENAME" in done.stdout
+    rows = [line.split() for line in done.stdout.splitlines()[-4:]]
+    assert [row[:2] for row in rows] == [
+        ["HOST", "RESULT"],
+        [hosts[0], "ok"],
+        [hosts[1], "FAIL"],
+        [hosts[2], "ok"],
+    ]
+
+
+def test_a_full_disk_there_is_told_before_anything_is_done(there: Buildhost) -> None:
+    there.inside(
+        "sh", "-c", "mkdir -p /var/lib/images/full; mount -t tmpfs -o size=64m full /var/lib/images/full"
+    )
+    try:
+        flags = (*TINY, "--set", "location=/var/lib/images/full")
+        said = cli.refuse("-H", f"root@{HOST}", "build", *flags, prefix=there.prefix, env=there.env)
+        assert "MiB free" in said
+        assert "inv -H root@127.0.0.1 clean" in said
+    finally:
+        there.inside("umount", "/var/lib/images/full")
+    there.inside("mount", "-t", "tmpfs", "-o", "size=64k,mode=1777", "full", "/var/tmp")
+    try:
+        said = cli.refuse("-H", f"root@{HOST}", "config", *TINY, prefix=there.prefix, env=there.env)
+        assert "cannot put the agent into /var/tmp" in said
+        assert there.inside("find", "/var/tmp", "-mindepth", "1") == ""
+    finally:
+        there.inside("umount", "/var/tmp")
