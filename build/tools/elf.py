@@ -45,7 +45,7 @@ def parse(data: bytes | mmap.mmap) -> Elf:
     """Read an ELF image; raises NotElf."""
     try:
         return _parse(data)
-    except (struct.error, IndexError, UnicodeDecodeError, ValueError) as error:
+    except (struct.error, IndexError, OverflowError, UnicodeDecodeError, ValueError) as error:
         raise NotElf(str(error)) from None
 
 

@@ -193,10 +193,6 @@ def preinit(machine: Machine) -> int:
         machine.remove(name)
     if machine.root == Path("/"):
         socket.sethostname(done.hostname)
-    if done.authorized_key:
-        machine.write(patch.KEYS, done.authorized_key, 0o600)
-    elif done.role.cloud_init:
-        machine.write(patch.KEYS, "", 0o600)
     if done.password:
         machine.run("chpasswd", text=f"root:{done.password}\n")
     _load_rules(machine)
