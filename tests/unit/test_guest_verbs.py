@@ -381,6 +381,7 @@ def test_fault(box: Recorder) -> None:
     pair(box)
     assert main.main(["fault"], box.machine) == 0
     assert [command[-1] for command in box.ran if command[0] == "conntrackd"] == ["-s"]
+    assert box.has("ip", "addr", "del", "10.1.1.1/24", "dev", "eth0")
     assert state(box) == "FAULT"
 
 
@@ -503,6 +504,16 @@ def test_heartbeat(box: Recorder) -> None:
     assert box.has("systemctl", "stop", "keepalived")
     assert box.has("systemctl", "kill", "--signal=KILL", "conntrackd")
     assert state(box) == "FAULT"
+
+
+def test_a_dead_keepalived_is_a_fault_and_told_once(box: Recorder) -> None:
+    pair(box)
+    box.answers = {"systemctl is-active": (3, "")}
+    for _ in range(8):
+        main.main(["check-heartbeat"], box.machine)
+        box.clock += 30
+    assert state(box) == "FAULT"
+    assert box.text("/var/log/cloud.log").count("Status: FAULT") == 1
 
 
 def test_split_pair_is_told_in_words(box: Recorder, capsys: pytest.CaptureFixture[str]) -> None:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import ipaddress
+import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
@@ -167,6 +168,11 @@ def files(
             0o755,
         ),
     }
+
+
+def gateways(text: str) -> list[tuple[str, str]]:
+    """Addresses that a keepalived.conf gives to the primary, with their devices."""
+    return re.findall(r"(?m)^\s+([0-9a-f.:]+/[0-9]+)(?: brd \S+)? dev (\S+)$", text)
 
 
 def conntrackd_conf(pair: Pair) -> str:
