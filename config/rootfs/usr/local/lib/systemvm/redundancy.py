@@ -269,9 +269,10 @@ SPLITS = (
         "the other router's advert_int differs: restart both with the same interval",
     ),
     ("unexpected ip number count", "the other router has another list of addresses"),
-    ("expected authentication type", "the other router authenticates in another way"),
+    ("auth, expecting", "the other router authenticates in another way"),
+    ("AH header but auth type", "the other router authenticates in another way"),
     ("invalid IPSEC HMAC-MD5 value", "the other router has another password"),
-    ("authentication failure", "the other router has another password"),
+    ("received an invalid passwd", "the other router has another password"),
 )
 """What keepalived logs when it ignores its peer, and what that means."""
 
