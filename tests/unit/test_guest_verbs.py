@@ -526,6 +526,17 @@ def test_split_pair_is_told_in_words(box: Recorder, capsys: pytest.CaptureFixtur
     assert main.main(["diagnose"], box.machine) == 0
 
 
+@pytest.mark.parametrize(("times", "anew"), [(1, False), (2, False), (3, True)])
+def test_a_peer_that_counts_as_replayed_for_ever_is_heard_again(
+    box: Recorder, times: int, anew: bool
+) -> None:
+    pair(box)
+    log = "(inside_network) IPSEC-AH : sequence number 4 already processed. Packet dropped. Local(9)\n"
+    box.answers |= {"journalctl": (0, log * times)}
+    main.main(["check-heartbeat"], box.machine)
+    assert box.has("systemctl", "restart", "--no-block", "keepalived") == anew
+
+
 @pytest.mark.parametrize(
     ("text", "interval"),
     [

@@ -405,7 +405,9 @@ def _announce(machine: Machine, name: str) -> None:
 def check_heartbeat(machine: Machine) -> int:
     """Give keepalived a strike when its heartbeat is late; after more than three it is out of order."""
     if machine.run("systemctl", "is-active", "--quiet", "keepalived", quiet=True).ok:
-        report_split(machine)
+        if report_split(machine) == redundancy.AGAIN:
+            machine.switch("restart", "keepalived")
+            return 0
     elif _config(machine).get("redundant_state") == redundancy.FAULT:
         return 0  # said and done already
     now = machine.now()
@@ -463,15 +465,15 @@ def diagnose(machine: Machine) -> int:
     return 1 if report_split(machine) else 0
 
 
-def report_split(machine: Machine) -> bool:
-    """Say in words what keepalived's log says in passing: the peer was told something else."""
+def report_split(machine: Machine) -> str:
+    """Say in words what keepalived's log says in passing: why it ignores its peer; nothing if it does not."""
     shown = machine.run(
         "journalctl", "--unit=keepalived", "--since=-90s", "--output=cat", "--no-pager", quiet=True
     ).output.decode("utf-8", errors="replace")
     found = redundancy.split_reason(shown)
     if found:
         machine.log(f"redundancy: the pair is split, both routers are primary: {found}")
-    return bool(found)
+    return found
 
 
 # Answers ----------------------------------------------------------------------------------------
