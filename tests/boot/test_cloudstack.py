@@ -42,7 +42,7 @@ systemctl restart --no-block systemvm-receive
 until [ "$(journalctl -u systemvm-receive -o cat | grep -c '^hypervisor: ')" -gt 1 ]; do sleep 0.2; done
 """
 DONE = "until [ -e /var/cache/cloud/boot_up_done ]; do sleep 0.2; done; systemctl is-system-running --wait"
-PATIENCE = 600.0
+PATIENCE = 400.0
 """Seconds for anything that is waited for; an emulated guest on a busy machine is slow."""
 
 
@@ -127,6 +127,7 @@ def go_on(
         below=(waiting.disk,),
         memory=waiting.memory,
         keep=keep,
+        limit=PATIENCE,
     )
 
 

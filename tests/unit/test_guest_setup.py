@@ -118,6 +118,7 @@ def test_a_router_whose_control_nic_is_not_known_is_still_reached(line: str, ask
     text = filters.text if filters else guest.overlay("/etc/iptables/rules.v4")
     assert re.search(r"(?m)^-A INPUT -p tcp .*--dport 3922 -j ACCEPT$", text)
     assert (f"up dhclient -nw {asks}" in stanza(done, asks)) if asks else ("dhclient" not in str(done.files))
+    assert not asks or f"auto {asks}\n" in done.files["/etc/network/interfaces"].text
 
 
 def test_router() -> None:

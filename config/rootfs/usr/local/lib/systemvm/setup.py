@@ -160,14 +160,13 @@ def interfaces(params: Params, kind: Role, facts: Facts) -> str:
     if control not in (nic.index for nic in nics):
         # Ask in the background for an address, so that someone can log in and look.
         name = f"eth{control}"
-        parts.append(f"allow-hotplug {name}\niface {name} inet manual\n    up dhclient -nw {name}\n")
+        parts.append(f"{_when(name, facts)}\niface {name} inet manual\n    up dhclient -nw {name}\n")
     gateways = {nic.index: lines for nic in nics if (lines := _gateway(nic, params))}
     default = max(gateways, default=-1)
     for nic in nics:
-        how = "auto" if nic.name in facts.present else "allow-hotplug"
         # A public NIC of a router that may be the backup comes up with the state, not with the boot.
         if not (params.redundant and kind.name == "router" and nic.index == 2):
-            parts.append(f"{how} {nic.name}\n")
+            parts.append(f"{_when(nic.name, facts)}\n")
         dynamic = params.text("bootproto") == "dhcp" and nic.index > 0
         mtu = _mtu(nic, params, kind)
         if dynamic:
@@ -183,6 +182,11 @@ def interfaces(params: Params, kind: Role, facts: Facts) -> str:
         if nic.address6:
             parts.append(_static6(nic, params))
     return "\n".join(parts)
+
+
+def _when(name: str, facts: Facts) -> str:
+    """A NIC that is there now has no event of its coming any more; one that is not must not be waited for."""
+    return f"{'auto' if name in facts.present else 'allow-hotplug'} {name}"
 
 
 def _gateway(nic: Nic, params: Params) -> str:
