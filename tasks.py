@@ -151,6 +151,21 @@ def cancel(c: HostContext) -> None:
     verbs.cancel(pipeline.of(c))
 
 
+@task(help={"type": "router or vpcrouter; --set KEY=VALUE says what differs from the default."})
+def params(c: HostContext, type: str) -> None:
+    """Print the boot line that a management server composes for a router."""
+    verbs.params(pipeline.of(c), type)
+
+
+@task(
+    positional=["params"],
+    help={"params": "The boot line.", "hypervisor": "kvm, xen-pv, xen-hvm, vmware, hyperv or virtualbox."},
+)
+def render(c: HostContext, params: str, hypervisor: str = "kvm") -> None:
+    """Show, without a VM, every file that the guest writes from a boot line."""
+    verbs.render(pipeline.of(c), params, hypervisor)
+
+
 @task(
     positional=[],
     help={"at": "Layer to look at (default: the finished tree).", "command": "Run this instead of a shell."},
@@ -223,6 +238,8 @@ namespace = Collection(
     status,
     attach,
     cancel,
+    params,
+    render,
     shell,
     boot,
     verify,

@@ -8,7 +8,7 @@ import importlib
 import ipaddress
 import re
 import sys
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +19,8 @@ from build.engine.settings import Loaded
 
 INTERVAL = "router.redundant.vrrp.interval"
 """CloudStack's global setting: seconds between two VRRP advertisements."""
+
+GUEST = Path(__file__).parent.parent / "config" / "rootfs" / "usr" / "local" / "lib"
 
 DEFAULTS = {
     "router": {
@@ -71,10 +73,10 @@ def compose(kind: str, given: Mapping[str, str]) -> str:
     known = DEFAULTS[kind]
     for key in given:
         if key not in known:
-            near = difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-            raise BuildError(
-                f"unknown key {key!r}", f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
-            )
+            others = [other for other, keys in DEFAULTS.items() if key in keys]
+            if others:
+                raise BuildError(f"unknown key {key!r}", f"it is one of type {others[0]}")
+            raise _unknown("key", key, known)
     values = {**known, **given}
     for key, value in values.items():
         _check(key, value)
@@ -83,6 +85,12 @@ def compose(kind: str, given: Mapping[str, str]) -> str:
         pairs.append(("authorized_key", values["authorized_key"]))
     pairs += _router(values) if kind == "router" else _vpcrouter(values)
     return " ".join(f"{key}={value}" for key, value in pairs)
+
+
+def _unknown(what: str, name: str, known: Iterable[str]) -> BuildError:
+    near = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    hint = f"did you mean {near[0]!r}?" if near else f"known: {', '.join(known)}"
+    return BuildError(f"unknown {what} {name!r}", hint)
 
 
 def _check(key: str, value: str) -> None:
@@ -166,6 +174,7 @@ class Rendered:
     kind: str
     files: Mapping[str, tuple[int, str]]
     """Mode and text by absolute path."""
+    removed: tuple[str, ...]
     enable: tuple[str, ...]
     disable: tuple[str, ...]
     commands: tuple[str, ...]
@@ -174,9 +183,21 @@ class Rendered:
 
 
 def render(line: str, loaded: Loaded, hypervisor: str = "kvm") -> Rendered:
-    """Every file that the guest of this image definition would write from a boot line; nothing is run."""
-    setup, boot_line = guest("setup"), guest("boot_line")
+    """Every file that the guest of this image definition would write from a boot line; nothing is run.
+
+    Raises BuildError for a line without a parameter, an unknown hypervisor, an image without this guest.
+    """
+    setup, boot_line, transport = guest("setup"), guest("boot_line"), guest("transport")
+    if hypervisor not in transport.SOURCES:
+        raise _unknown("hypervisor", hypervisor, transport.SOURCES)
     params = boot_line.Params(boot_line.parse(line))
+    if not params.raw:
+        raise BuildError(
+            "no KEY=VALUE in the boot line", 'write: inv render --params "type=router name=r-1-VM"'
+        )
+    if GUEST.parents[2] not in loaded.overlays:
+        what = f"the image of {loaded.definition.name} has no guest that reads boot lines"
+        raise BuildError(what, f"put {GUEST.parents[2].name} into its rootfs, or leave out --image")
     facts = setup.Facts(
         hypervisor=hypervisor,
         present=tuple(nic.name for nic in params.nics),
@@ -191,10 +212,7 @@ def render(line: str, loaded: Loaded, hypervisor: str = "kvm") -> Rendered:
     done = setup.plan(params, facts, read)
     files = {path: (file.mode, file.text) for path, file in sorted(done.files.items())}
     commands = tuple(" ".join(command) for command in done.commands)
-    return Rendered(done.role.name, files, done.enable, done.disable, commands, done.complaints)
-
-
-GUEST = Path(__file__).parent.parent / "config" / "rootfs" / "usr" / "local" / "lib"
+    return Rendered(done.role.name, files, done.removed, done.enable, done.disable, commands, done.complaints)
 
 
 def guest(module: str) -> ModuleType:

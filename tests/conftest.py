@@ -12,7 +12,8 @@ from typing import Any, NoReturn
 
 import pytest
 
-from tests.images import tiny as tiny  # for every ring that needs a built image
+from tests.images import system as system  # for every ring that needs a built image
+from tests.images import tiny as tiny
 
 RINGS = ("unit", "golden", "root", "boot", "remote")
 HERE = Path(__file__).resolve().parent

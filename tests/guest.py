@@ -8,11 +8,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from build import params
+from build import keepalived, params
 from build.engine.settings import Loaded, load
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 ROOTFS = CHECKOUT / "config" / "rootfs"
+TEMPLATE = keepalived.TEMPLATE
 
 
 def module(name: str) -> ModuleType:
@@ -35,18 +36,16 @@ def plan(line: str, **facts: Any) -> Any:
     """What the guest makes of a boot line."""
     boot_line, setup = module("boot_line"), module("setup")
     known = {
-        "template": (CHECKOUT / "templates/keepalived.conf.j2").read_text(),
+        "template": TEMPLATE.read_text(),
         "defaults": defaults(),
         **facts,
     }
     return setup.plan(boot_line.Params(boot_line.parse(line)), setup.Facts(**known), overlay)
 
 
-def defaults() -> dict[str, Any]:
-    """Values of keepalived.json as the shipped definition makes them."""
-    from build import keepalived
-
-    return keepalived.values(definition().settings.vrrp)
+def defaults(loaded: Loaded | None = None) -> dict[str, Any]:
+    """Values of keepalived.json as a definition makes them, else the shipped one."""
+    return keepalived.values((loaded or definition()).settings.vrrp)
 
 
 Answer = Callable[[Sequence[str]], tuple[int, str]]

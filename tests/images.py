@@ -1,10 +1,14 @@
-"""The tiny image that many tests share: built once a run, by the command a user types."""
+"""Images that many tests share: built once a run, by the command a user types."""
 
 from __future__ import annotations
 
+import fcntl
 import hashlib
 import json
-from collections.abc import Iterator
+import os
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,11 +28,12 @@ class Built:
     location: Path
     image: Path
     output: str
+    definition: tuple[str, ...] = TINY
 
     @property
     def flags(self) -> tuple[str, ...]:
         """Command line that builds the same again."""
-        return (*TINY, "--set", f"location={self.location}")
+        return (*self.definition, "--set", f"location={self.location}")
 
     @property
     def manifest(self) -> dict[str, Any]:
@@ -41,6 +46,43 @@ def sha256(path: Path) -> str:
     """Hash a file as it reads, holes and all."""
     with path.open("rb") as stream:
         return hashlib.file_digest(stream, "sha256").hexdigest()
+
+
+@contextmanager
+def shared(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Iterator[Path]:
+    """A folder that is filled once for all workers of a run, and removed by the last one that leaves."""
+    base = factory.getbasetemp()
+    place = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / f"shared-{name}"
+    with place.with_suffix(".lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        if not (place / "whole").exists():
+            shutil.rmtree(place, ignore_errors=True)
+            place.mkdir()
+            make(place)
+            (place / "whole").touch()
+        fcntl.flock(lock, fcntl.LOCK_SH)
+        try:
+            yield place
+        finally:
+            with suppress(BlockingIOError):
+                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                shutil.rmtree(place)
+
+
+SYSTEM = ("--image", "config/systemvm.yaml")
+
+
+@pytest.fixture(scope="session")
+def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
+    """The full image, built as root; its layers are not kept."""
+
+    def build(place: Path) -> None:
+        location = place / "location"
+        cli.succeed("build", *SYSTEM, "--set", f"location={location}")
+
+    with shared(tmp_path_factory, "system", build) as place:
+        location = place / "location"
+        yield Built(location, location / "systemvm.img", "", SYSTEM)
 
 
 @pytest.fixture(scope="session")

@@ -13,6 +13,7 @@ import asyncio
 import contextlib
 import json
 import re
+import shlex
 import shutil
 import socket
 import tempfile
@@ -249,6 +250,7 @@ class Guest:
         self._replies: asyncio.Queue[dict[str, Any]] = asyncio.Queue()
         self._disconnected = asyncio.Event()
         self._off = asyncio.Event()
+        self._migrated = asyncio.Event()
         self._asked_off = False
         self._syncs = 0
         self._tasks = [asyncio.create_task(self._listen_qmp()), asyncio.create_task(self._listen_serial())]
@@ -355,6 +357,26 @@ class Guest:
         await self.tell("guest-shutdown", mode="powerdown")
         await self.until(self._off.wait())
 
+    async def save(self, memory: Path) -> None:
+        """Write the state of the halted machine to a file; with the disk that `running` kept it can go on.
+
+        The guest stands still afterwards.
+        """
+        await self.command("stop")
+        await self._migrate("migrate", f"exec:exec cat >{shlex.quote(str(memory))}")
+
+    async def load(self, memory: Path) -> None:
+        """Take over the state of a machine that was saved: the same hardware, and the disk it had."""
+        await self._migrate("migrate-incoming", f"exec:exec cat {shlex.quote(str(memory))}")
+        # The agent was there already, and of a port that is open QEMU tells nothing.
+        self.connected.set()
+
+    async def _migrate(self, command: str, uri: str) -> None:
+        events = [{"capability": "events", "state": True}]
+        await self.command("migrate-set-capabilities", capabilities=events)
+        await self.command(command, uri=uri)
+        await self.until(self._migrated.wait())
+
     async def close(self) -> None:
         """End the guest, however it is doing."""
         process.stop(self._child)
@@ -410,6 +432,10 @@ class Guest:
         elif event == "VSERPORT_CHANGE" and data.get("id") == "report":
             if not data.get("open"):
                 self._report_closed.set()
+        elif event == "MIGRATION" and data.get("status") == "completed":
+            self._migrated.set()
+        elif event == "MIGRATION" and data.get("status") == "failed":
+            self.fail("QEMU cannot save or load the state of the machine")
         elif event == "SHUTDOWN" and self._asked_off:
             self._off.set()
         elif event == "SHUTDOWN":
@@ -464,18 +490,23 @@ class Channel:
         self._writer.close()
 
 
-def drive(media: Media, overlay: str) -> dict[str, Any]:
+def drive(media: Media, overlay: str, below: Sequence[str] = ()) -> dict[str, Any]:
     """Describe the block node `disk`: an overlay that takes every write, over an image that takes none.
 
-    The overlay names no backing file of its own, so no path goes through QEMU's own parsing.
+    `below` are overlays of earlier guests between the two, the lowest first. No overlay names a backing
+    file of its own, so no path goes through QEMU's own parsing.
     """
+    node = media.node()
+    for lower in below:
+        file = {"driver": "file", "filename": lower, "read-only": True}
+        node = {"driver": "qcow2", "read-only": True, "file": file, "backing": node}
     return {
         "node-name": "disk",
         "driver": "qcow2",
         "file": {"driver": "file", "filename": overlay},
         "cache": {"no-flush": True},
         "discard": "unmap",
-        "backing": media.node(),
+        "backing": node,
     }
 
 
@@ -487,10 +518,18 @@ async def running(
     work: Path,
     name: str,
     heard: Heard,
+    *,
+    below: Sequence[Path] = (),
+    memory: Path | None = None,
+    keep: Path | None = None,
+    descriptors: Sequence[int] = (),
 ) -> AsyncIterator[Guest]:
     """Start a guest whose disk of `size` bytes shows the image; yield it; end it.
 
-    Leaves `serial-NAME.log` in `work` and nothing else. The image is opened for reading only.
+    Leaves `serial-NAME.log` in `work` and nothing else, unless `keep` is a path for what was written to
+    the disk. The image is opened for reading only. A guest goes on where an earlier one was: from its disk
+    (`below`), and from the state that `Guest.save` wrote (`memory`). QEMU gets the descriptors that the
+    machine's network cards name.
     """
     need(PROGRAM, "qemu-img")
     with (
@@ -498,20 +537,24 @@ async def running(
         (work / f"serial-{name}.log").open("wb", buffering=0) as log,
     ):
         errors = Path(scratch, "stderr")
-        overlay = Path(scratch, "overlay.qcow2")
+        overlay = keep or Path(scratch, "overlay.qcow2")
         process.run(["qemu-img", "create", "-q", "-f", "qcow2", str(overlay), str(size)])
         ends = {role: socket.socketpair() for role in ("qmp", "serial", "agent", "report")}
         try:
             theirs = {role: pair[1].fileno() for role, pair in ends.items()}
-            argv = [*hardware(model), "-blockdev", json.dumps(drive(media, str(overlay)))]
-            argv += channels(theirs)
+            argv = [
+                *hardware(model),
+                "-blockdev",
+                json.dumps(drive(media, str(overlay), [*map(str, below)])),
+            ]
+            argv += [*channels(theirs), *(("-incoming", "defer") if memory else ())]
             with errors.open("wb") as complaints:
                 child = process.start(
                     argv,
                     env={"TMPDIR": scratch},
                     stdout=DEVNULL,
                     stderr=complaints,
-                    pass_fds=(*theirs.values(), *media.descriptors),
+                    pass_fds=(*theirs.values(), *media.descriptors, *descriptors),
                 )
         finally:
             for _, end in ends.values():
@@ -522,10 +565,13 @@ async def running(
         guest = Guest(child, opened, report, Serial(log, heard), errors)
         try:
             await guest.command("qmp_capabilities")
+            if memory:
+                await guest.load(memory)
             # Frozen until here, so that no event can be missed.
             await guest.command("cont")
             # QEMU holds it open; like this nothing is left of it even if we are killed.
-            overlay.unlink()
+            if not keep:
+                overlay.unlink()
             yield guest
         finally:
             await guest.close()

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import base64
-from collections.abc import Awaitable, Callable
+from collections.abc import AsyncIterator, Awaitable, Callable
+from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -51,28 +52,57 @@ def converse(
     image_format: str = "raw",
     name: str = "guest",
     limit: float = LIMIT,
+    size: int = 0,
+    **more: Any,
 ) -> Result:
     """Boot an image without altering it, talk to it, end it; fails when it dies or takes too long."""
 
     async def boot() -> Result:
-        guests: list[qemu.Guest] = []
-
-        def heard(line: str, ended: bool) -> None:
-            if guests and (why := verify.fatal(line, ended)):
-                guests[0].fail(why)
-
-        async with asyncio.timeout(limit):
-            with media.opened(str(image), image_format, work, lambda kind, **fields: None) as source:
-                async with qemu.running(machine, source, source.size(), work, name, heard) as guest:
-                    guests.append(guest)
-                    return await conversation(guest)
+        async with (
+            asyncio.timeout(limit),
+            running(image, work, machine, image_format=image_format, name=name, size=size, **more) as guest,
+        ):
+            return await conversation(guest)
 
     return asyncio.run(boot())
+
+
+@asynccontextmanager
+async def running(
+    image: Path,
+    work: Path,
+    machine: qemu.Machine = SMALL,
+    *,
+    image_format: str = "raw",
+    name: str = "guest",
+    size: int = 0,
+    **more: Any,
+) -> AsyncIterator[qemu.Guest]:
+    """A guest with a disk of `size` bytes (default: the image's own); it fails when its kernel does."""
+    guests: list[qemu.Guest] = []
+
+    def heard(line: str, ended: bool) -> None:
+        if guests and (why := verify.fatal(line, ended)):
+            guests[0].fail(why)
+
+    with media.opened(str(image), image_format, work, lambda kind, **fields: None) as source:
+        seen = size or source.size()
+        async with qemu.running(machine, source, seen, work, name, heard, **more) as guest:
+            guests.append(guest)
+            yield guest
 
 
 async def output(guest: qemu.Guest, command: str) -> str:
     """Run a shell command in the guest and return what it prints, stderr included."""
     return "\n".join([line async for line in guest.report(f"{{ {command}\n}} 2>&1")])
+
+
+async def persistent(guest: qemu.Guest, command: str) -> str:
+    """The same for a command that may be run again, when a restart of the agent ends it."""
+    for _ in range(verify.ATTEMPTS - 1):
+        with suppress(qemu.Interrupted):
+            return await output(guest, command)
+    return await output(guest, command)
 
 
 async def put(guest: qemu.Guest, path: str, content: bytes) -> None:

@@ -53,6 +53,32 @@ def test_a_bad_setting_is_refused_before_anything_is_done(
     assert not list(location.glob("cache/*/*")), "something was built"
 
 
+@pytest.mark.parametrize(
+    ("words", "said", "hint"),
+    [
+        (("params", "--type", "bridge"), "no boot line for type 'bridge'", "router, vpcrouter"),
+        (
+            ("params", "--type=router", "--set", "router.redundant.vrrp.intervall=2"),
+            "unknown key 'router.redundant.vrrp.intervall'",
+            "'router.redundant.vrrp.interval'",
+        ),
+        (("params", "--type=router", "--set", "vpc.cidr=10.0.0.0/8"), "unknown key 'vpc.cidr'", "vpcrouter"),
+        (("params", "--type=router", "--set", "guest.ip"), "'guest.ip' has no value", "guest.ip=VALUE"),
+        (("params", "--type=router", "--set", "guest.ip=10.1.1.256"), "is no address", "192.0.2.1"),
+        (("render", "--params", ""), "no KEY=VALUE", "inv render --params"),
+        (("render", "--params", "quiet splash"), "no KEY=VALUE", "inv render --params"),
+        (("render", "--params", "type=routr"), "unknown type", "above stands"),
+        (("render", "--params", "type=router advert_int=0"), "advert_int='0'", "above stands"),
+        (("render", "--params", "type=router", "--hypervisor=vmwar"), "hypervisor 'vmwar'", "'vmware'"),
+        (("render", "--params", "type=router", *TINY), "tiny.yaml has no guest", "rootfs"),
+    ],
+)
+def test_a_bad_boot_line(words: tuple[str, ...], said: str, hint: str) -> None:
+    error = cli.refuse(*words)
+    assert said in error
+    assert hint in error.splitlines()[-1]
+
+
 @pytest.mark.parametrize("setting", ["debian_mirror={}/debian", "apt_proxy={}"])
 def test_a_mirror_or_proxy_that_is_not_there(setting: str, dead: str, tmp_path: Path) -> None:
     error = cli.refuse("build", *TINY, "--set", f"location={tmp_path}", "--set", setting.format(dead))

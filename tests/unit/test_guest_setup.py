@@ -99,6 +99,28 @@ def test_nothing_known_still_lets_someone_in() -> None:
     assert "up dhclient -nw eth0" in stanza(done, "eth0")
 
 
+@pytest.mark.parametrize(
+    ("line", "asks"),
+    [
+        (guest.ROUTER.replace("169.254.1.2", "169.254.1.256"), "eth1"),
+        (guest.LINES["consoleproxy"].replace("eth0ip=169.254.9.9", "eth0ip=0.0.0.0"), "eth0"),
+        (guest.LINES["secstorage"].replace("eth0ip=", "eth0ipp="), "eth0"),
+        (guest.ROUTER.replace("type=router", ""), ""),
+        (guest.ROUTER.replace("type=router", "type=$(reboot)"), ""),
+    ],
+)
+def test_a_router_whose_control_nic_is_not_known_is_still_reached(line: str, asks: str) -> None:
+    """sshd on every address, its port open on every NIC, and the NIC without an address asks for one."""
+    done = guest.plan(line, hypervisor="kvm", present=("eth0", "eth1", "eth2"))
+    assert done.complaints or "0.0.0.0" in line or "ipp=" in line
+    assert not any(line.startswith("ListenAddress") for line in lines(done, "/etc/ssh/sshd_config"))
+    filters = done.files.get("/etc/iptables/rules.v4")
+    text = filters.text if filters else guest.overlay("/etc/iptables/rules.v4")
+    assert re.search(r"(?m)^-A INPUT -p tcp .*--dport 3922 -j ACCEPT$", text)
+    assert (f"up dhclient -nw {asks}" in stanza(done, asks)) if asks else ("dhclient" not in str(done.files))
+    assert not asks or f"auto {asks}\n" in done.files["/etc/network/interfaces"].text
+
+
 def test_router() -> None:
     done = guest.plan(guest.ROUTER, present=("eth0", "eth1", "eth2"))
     text = done.files["/etc/network/interfaces"].text
@@ -163,7 +185,7 @@ def test_secondary_storage_network() -> None:
 @pytest.mark.parametrize("kind", ["sharedfsvm", "cksnode"])
 def test_a_users_own_machine_is_left_to_its_cloud_init(kind: str) -> None:
     done = guest.plan(guest.LINES[kind] + " authorized_key=c3NoLXJzYSBBQUFB")
-    assert done.authorized_key == b""
+    assert done.files["/root/.ssh/authorized_keys"].text == ""
     assert "/etc/cloud/cloud-init.disabled" in done.removed
     assert ":INPUT ACCEPT [0:0]" in lines(done, "/etc/iptables/rules.v4")
     assert "cloud-final" in done.enable
@@ -279,10 +301,10 @@ def test_hostile_values_change_no_file_but_the_documents(kind: str, nasty: dict[
     for command in done.commands:
         assert command[0] == "ip"
     assert boot_line.HOST_NAME.fullmatch(done.hostname)
-    assert b"\n" not in done.authorized_key[:-1]
 
 
 PATHS = {
+    "/root/.ssh/authorized_keys",
     "/etc/network/interfaces",
     "/etc/hostname",
     "/etc/hosts",

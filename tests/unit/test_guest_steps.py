@@ -347,6 +347,8 @@ def test_shows_what_the_guest_would_write() -> None:
     assert "advert_int 2\n" in shown.files["/etc/keepalived/keepalived.conf"][1]
     assert shown.files["/etc/keepalived/keepalived.conf"][0] == 0o600
     assert shown.complaints == ()
+    keyed = params.render(f"{guest.ROUTER} authorized_key=c3NoLXJzYSBBQUFB", guest.definition())
+    assert keyed.files["/root/.ssh/authorized_keys"] == (0o600, "ssh-rsa AAAA\n")
     hostile = params.render(guest.ROUTER + " advert_int=999 name=$(id)", guest.definition())
     assert len(hostile.complaints) == 2
     assert "advert_int 1\n" in hostile.files["/etc/keepalived/keepalived.conf"][1]

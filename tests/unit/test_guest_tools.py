@@ -79,6 +79,13 @@ def test_broken_files_are_no_elf_files(noise: bytes, cut: int) -> None:
             continue
 
 
+def test_an_offset_beyond_every_file_is_no_elf_file() -> None:
+    whole = bytearray(image(["liba.so.1"]))
+    whole[32:40] = b"\xff" * 8
+    with pytest.raises(elf.NotElf):
+        elf.parse(bytes(whole))
+
+
 def tree(root: Path) -> None:
     put(root, "usr/bin/tool", image(["liba.so.1"], interpreter="/lib64/ld.so"))
     put(root, "usr/lib64/ld.so", image([]))

@@ -381,6 +381,7 @@ def test_fault(box: Recorder) -> None:
     pair(box)
     assert main.main(["fault"], box.machine) == 0
     assert [command[-1] for command in box.ran if command[0] == "conntrackd"] == ["-s"]
+    assert box.has("ip", "addr", "del", "10.1.1.1/24", "dev", "eth0")
     assert state(box) == "FAULT"
 
 
@@ -505,6 +506,16 @@ def test_heartbeat(box: Recorder) -> None:
     assert state(box) == "FAULT"
 
 
+def test_a_dead_keepalived_is_a_fault_and_told_once(box: Recorder) -> None:
+    pair(box)
+    box.answers = {"systemctl is-active": (3, "")}
+    for _ in range(8):
+        main.main(["check-heartbeat"], box.machine)
+        box.clock += 30
+    assert state(box) == "FAULT"
+    assert box.text("/var/log/cloud.log").count("Status: FAULT") == 1
+
+
 def test_split_pair_is_told_in_words(box: Recorder, capsys: pytest.CaptureFixture[str]) -> None:
     pair(box)
     box.answers = {"journalctl": (0, "(inside_network) advertisement interval mismatch mine=2 rcvd=1\n")}
@@ -513,6 +524,17 @@ def test_split_pair_is_told_in_words(box: Recorder, capsys: pytest.CaptureFixtur
     assert "the other router's advert_int differs" in box.text("/var/log/cloud.log")
     box.answers = {}
     assert main.main(["diagnose"], box.machine) == 0
+
+
+@pytest.mark.parametrize(("times", "anew"), [(1, False), (2, False), (3, True)])
+def test_a_peer_that_counts_as_replayed_for_ever_is_heard_again(
+    box: Recorder, times: int, anew: bool
+) -> None:
+    pair(box)
+    log = "(inside_network) IPSEC-AH : sequence number 4 already processed. Packet dropped. Local(9)\n"
+    box.answers = {**box.answers, "journalctl": (0, log * times)}
+    main.main(["check-heartbeat"], box.machine)
+    assert box.has("systemctl", "restart", "--no-block", "keepalived") == anew
 
 
 @pytest.mark.parametrize(

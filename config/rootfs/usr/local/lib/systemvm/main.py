@@ -187,20 +187,21 @@ def preinit(machine: Machine) -> int:
     for complaint in done.complaints:
         machine.log(f"parameter {complaint}")
     machine.log(f"type: {done.role.name}, name: {done.hostname}")
+    reload = any(
+        name.startswith("/etc/systemd/") and machine.read(name) != file.text
+        for name, file in done.files.items()
+    )
     for name, file in done.files.items():
         machine.write(name, file.text, file.mode)
     for name in done.removed:
         machine.remove(name)
     if machine.root == Path("/"):
         socket.sethostname(done.hostname)
-    if done.authorized_key:
-        machine.write(patch.KEYS, done.authorized_key, 0o600)
-    elif done.role.cloud_init:
-        machine.write(patch.KEYS, "", 0o600)
     if done.password:
         machine.run("chpasswd", text=f"root:{done.password}\n")
     _load_rules(machine)
-    machine.run("systemctl", "daemon-reload")
+    if reload:  # takes a small machine a second or more
+        machine.run("systemctl", "daemon-reload")
     machine.run("systemctl", "start", "--no-block", "ssh")
     return 0
 
@@ -273,12 +274,18 @@ def update_config(machine: Machine, name: str) -> int:
     return 0
 
 
+def _config(machine: Machine) -> dict[str, object]:
+    """What the boot line said, as it is merged now."""
+    config = document(machine, MERGED).get("config")
+    return config if isinstance(config, dict) else {}
+
+
 def merge_cmdline(machine: Machine, new: Mapping[str, object]) -> None:
     """The boot line's pairs over what is merged already; the state of the pair is not forgotten."""
     pairs = new.get("cmd_line")
-    old = document(machine, MERGED).get("config")
+    old = _config(machine)
     raw = {str(key): str(value) for key, value in pairs.items()} if isinstance(pairs, dict) else {}
-    if isinstance(old, dict) and "redundant_state" in old and "redundant_router" in raw:
+    if "redundant_state" in old and "redundant_router" in raw:
         raw["redundant_state"] = str(old["redundant_state"])
     machine.write(MERGED, boot_line.cmdline_json(raw), 0o600)
 
@@ -365,9 +372,11 @@ def change_state(machine: Machine, state: str) -> int:
             if f"iface {name} " in machine.read("/etc/network/interfaces"):
                 machine.run("ifdown", "--force", name, seconds=30, quiet=True)
             machine.run("ip", "link", "set", "dev", name, "down")
-        merged = document(machine, MERGED)
-        config = merged.get("config")
-        config = {**(config if isinstance(config, dict) else {}), "redundant_state": state}
+        # A keepalived that was killed has not given up the gateway, and the peer has it by now.
+        for address, device in redundancy.gateways(machine.read(redundancy.KEEPALIVED)):
+            if state == redundancy.FAULT:
+                machine.run("ip", "addr", "del", address, "dev", device, quiet=True)
+        config = {**_config(machine), "redundant_state": state}
         machine.write(
             MERGED, json.dumps({"config": config, "id": "cmdline"}, indent=2, sort_keys=True) + "\n", 0o600
         )
@@ -395,9 +404,12 @@ def _announce(machine: Machine, name: str) -> None:
 
 def check_heartbeat(machine: Machine) -> int:
     """Give keepalived a strike when its heartbeat is late; after more than three it is out of order."""
-    if not machine.run("systemctl", "is-active", "--quiet", "keepalived", quiet=True).ok:
-        return 0
-    report_split(machine)
+    if machine.run("systemctl", "is-active", "--quiet", "keepalived", quiet=True).ok:
+        if report_split(machine) == redundancy.AGAIN:
+            machine.switch("restart", "keepalived")
+            return 0
+    elif _config(machine).get("redundant_state") == redundancy.FAULT:
+        return 0  # said and done already
     now = machine.now()
     verdict = redundancy.judge(
         now,
@@ -428,8 +440,7 @@ def _number(machine: Machine, name: str) -> float | None:
 
 def check_router(machine: Machine, quiet: bool = False) -> str:
     """State of this router: PRIMARY, BACKUP, FAULT or UNKNOWN."""
-    config = document(machine, MERGED).get("config")
-    kind = str(config.get("type", "")) if isinstance(config, dict) else ""
+    kind = str(_config(machine).get("type", ""))
     active = machine.run("systemctl", "is-active", "--quiet", "keepalived", quiet=True).ok
     inet = machine.run("ip", "-4", "-o", "addr", "show", "dev", "eth0", quiet=True).output.decode(
         errors="replace"
@@ -454,15 +465,15 @@ def diagnose(machine: Machine) -> int:
     return 1 if report_split(machine) else 0
 
 
-def report_split(machine: Machine) -> bool:
-    """Say in words what keepalived's log says in passing: the peer was told something else."""
+def report_split(machine: Machine) -> str:
+    """Say in words what keepalived's log says in passing: why it ignores its peer; nothing if it does not."""
     shown = machine.run(
         "journalctl", "--unit=keepalived", "--since=-90s", "--output=cat", "--no-pager", quiet=True
     ).output.decode("utf-8", errors="replace")
     found = redundancy.split_reason(shown)
     if found:
         machine.log(f"redundancy: the pair is split, both routers are primary: {found}")
-    return bool(found)
+    return found
 
 
 # Answers ----------------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 
 from systemvm.machine import Machine
+from systemvm.setup import KEYS
 
 SIGNATURE = "/var/cache/cloud/cloud-scripts-signature"
 REQUIRED = "/var/cache/cloud/patch.required"
@@ -12,7 +13,6 @@ COPIED = "/var/cache/cloud/cloud-scripts.tgz"
 ARCHIVE = "cloud-scripts.tgz"
 MOUNT = "/media/cdrom"
 DEVICES = ("/dev/xvdd", "/dev/cdrom", "/dev/cdrom1", "/dev/cdrom2", "/dev/cdrom3", "/dev/sr0")
-KEYS = "/root/.ssh/authorized_keys"
 
 
 def checksums(data: bytes) -> tuple[str, str]:

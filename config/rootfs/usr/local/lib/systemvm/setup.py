@@ -10,12 +10,13 @@ from dataclasses import dataclass, field
 from systemvm import redundancy
 from systemvm.boot_line import DOMAIN, Nic, Params, cmd_line_json, cmdline_json
 from systemvm.hypervisor import UNKNOWN
-from systemvm.roles import Role, control_nic, role, services
+from systemvm.roles import DEFAULT, Role, control_nic, role, services
 
 PRIVATE = [ipaddress.IPv4Network(text) for text in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")]
 """RFC 1918: where a console proxy's clients inside the cloud are."""
 
 LOG_TIMES = re.compile(r"hourly|daily|monthly|[0-9*]{1,2}:[0-9*]{1,2}(:[0-9*]{1,2})?")
+KEYS = "/root/.ssh/authorized_keys"
 OPEN = "*filter\n:INPUT ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\nCOMMIT\n"
 """Packet filter of machines that are a user's own: theirs to fill."""
 MANY_KIB = 409600
@@ -58,7 +59,6 @@ class Setup:
     commands: tuple[tuple[str, ...], ...] = ()
     """Run once the network is up; each may fail without harm."""
     hostname: str = "systemvm"
-    authorized_key: bytes = b""
     password: str = ""
     complaints: tuple[str, ...] = ()
 
@@ -83,7 +83,9 @@ def plan(params: Params, facts: Facts, read: Read) -> Setup:
         "/var/cache/cloud/disabled_svcs": File("".join(f"{name}\n" for name in off)),
     }
     files |= {path: File(text) for path, text in optional(params, kind, facts, read).items() if text}
-    if params.raw and kind.name != "default":
+    if (keys := authorized_keys(params)) or kind.cloud_init:
+        files[KEYS] = File("" if kind.cloud_init else keys, 0o600)
+    if params.raw and kind != DEFAULT:
         files["/var/cache/cloud/cmd_line.json"] = File(cmd_line_json(params.raw), 0o600)
         files["/etc/cloudstack/cmdline.json"] = File(cmdline_json(params.raw), 0o600)
     removed: tuple[str, ...] = ()
@@ -104,7 +106,6 @@ def plan(params: Params, facts: Facts, read: Read) -> Setup:
         kind.modules,
         commands(params, kind),
         params.name,
-        key(params, kind),
         password(params),
         tuple(params.complaints),
     )
@@ -127,19 +128,16 @@ def optional(params: Params, kind: Role, facts: Facts, read: Read) -> dict[str, 
     }
 
 
-def key(params: Params, kind: Role) -> bytes:
-    """The management server's public key; none where a user's cloud-init takes over."""
-    if kind.cloud_init:
-        return b""
-    decoded = params.base64("authorized_key") or b""
-    line = decoded.strip()
+def authorized_keys(params: Params) -> str:
+    """The management server's public key, as sshd(8) reads it."""
+    line = (params.base64("authorized_key") or b"").decode("utf-8", errors="replace").strip()
     if line and (
-        b"\0" in line
-        or not re.match(rb"(?:[a-z-]+ +)?(?:ssh-|ecdsa-|sk-)[a-z0-9@.-]+ +[A-Za-z0-9+/=]+", line)
+        not line.isprintable()
+        or not re.match(r"(?:[a-z-]+ +)?(?:ssh-|ecdsa-|sk-)[a-z0-9@.-]+ +[A-Za-z0-9+/=]+", line)
     ):
         params.complain("authorized_key", "no public key")
-        return b""
-    return line + b"\n" if line else b""
+        return ""
+    return f"{line}\n" if line else ""
 
 
 def password(params: Params) -> str:
@@ -158,16 +156,17 @@ def interfaces(params: Params, kind: Role, facts: Facts) -> str:
     """/etc/network/interfaces, interfaces(5): addresses, the default route and the routes to management."""
     parts = ["# Written by cloud-preinit from the boot line.\nauto lo\niface lo inet loopback\n"]
     nics = params.nics
-    if not nics:
-        # Nothing is known: ask in the background for an address, so that someone can log in and look.
-        parts.append("allow-hotplug eth0\niface eth0 inet manual\n    up dhclient -nw eth0\n")
+    control = control_nic(kind, params, facts.hypervisor)
+    if control not in (nic.index for nic in nics):
+        # Ask in the background for an address, so that someone can log in and look.
+        name = f"eth{control}"
+        parts.append(f"{_when(name, facts)}\niface {name} inet manual\n    up dhclient -nw {name}\n")
     gateways = {nic.index: lines for nic in nics if (lines := _gateway(nic, params))}
     default = max(gateways, default=-1)
     for nic in nics:
-        how = "auto" if nic.name in facts.present else "allow-hotplug"
         # A public NIC of a router that may be the backup comes up with the state, not with the boot.
         if not (params.redundant and kind.name == "router" and nic.index == 2):
-            parts.append(f"{how} {nic.name}\n")
+            parts.append(f"{_when(nic.name, facts)}\n")
         dynamic = params.text("bootproto") == "dhcp" and nic.index > 0
         mtu = _mtu(nic, params, kind)
         if dynamic:
@@ -183,6 +182,11 @@ def interfaces(params: Params, kind: Role, facts: Facts) -> str:
         if nic.address6:
             parts.append(_static6(nic, params))
     return "\n".join(parts)
+
+
+def _when(name: str, facts: Facts) -> str:
+    """A NIC that is there now has no event of its coming any more; one that is not must not be waited for."""
+    return f"{'auto' if name in facts.present else 'allow-hotplug'} {name}"
 
 
 def _gateway(nic: Nic, params: Params) -> str:
@@ -294,9 +298,8 @@ def renames(order: tuple[str, ...], present: Mapping[str, str]) -> list[tuple[st
 def sshd_config(text: str, params: Params, kind: Role, hypervisor: str) -> str:
     """Let sshd listen on the control network's address, or on all while that is not known."""
     nic = params.nic(control_nic(kind, params, hypervisor))
-    listen = (
-        f"ListenAddress {nic.address.ip}" if nic.address and not kind.cloud_init else "#ListenAddress 0.0.0.0"
-    )
+    own = nic.address and kind != DEFAULT and not kind.cloud_init
+    listen = f"ListenAddress {nic.address.ip}" if nic.address and own else "#ListenAddress 0.0.0.0"
     changed, count = re.subn(r"(?m)^[# ]*ListenAddress\b.*$", listen, text, count=1)
     if not count:
         params.complain("type", "sshd_config has no ListenAddress line to change")
@@ -325,8 +328,10 @@ def rules(text: str, params: Params, kind: Role, facts: Facts) -> str:
     """The type's packet filter, with SSH let in on the control NIC and DNS for the guests' network only."""
     if kind.cloud_init:
         return OPEN
-    control = f"eth{control_nic(kind, params, facts.hypervisor)}"
-    text = re.sub(r"(?m)^(-A INPUT -i )eth[0-9]+( .*--dport 3922 .*)$", rf"\g<1>{control}\g<2>", text)
+    control = params.nic(control_nic(kind, params, facts.hypervisor))
+    # Without its address the control NIC is not known for sure: whoever has a key may log in anywhere.
+    where = f" -i {control.name}" if control.address else ""
+    text = re.sub(r"(?m)^(-A INPUT) -i eth[0-9]+( .*--dport 3922 .*)$", rf"\g<1>{where}\g<2>", text)
     start, size = (
         params.text("dhcprange").split(",")[0].split(":")[0].split("-")[0],
         params.integer("cidrsize", 0, 1, 32),
