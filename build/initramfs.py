@@ -29,6 +29,8 @@ CONFIGURATION = """\
 MODULES=list
 # The one every kernel and every boot loader of these suites reads.
 COMPRESS=gzip
+# A tenth larger, in a third of the time.
+COMPRESSLEVEL=1
 # A system VM has no hibernation to resume from.
 RESUME=none
 # The root file system; fstab does not have to be known.
