@@ -392,6 +392,7 @@ def clean(build: Build, what: str, dry_run: bool) -> None:
 
 def test(context: HostContext, ring: str, name: str) -> None:
     """Run pytest on the asked ring."""
+    _only_here(context, "tests run")
     rings = ("unit", "golden", "root", "boot", "remote")
     if ring and ring not in rings:
         raise BuildError(f"no ring {ring!r}", f"rings: {', '.join(rings)}")
@@ -403,8 +404,14 @@ def test(context: HostContext, ring: str, name: str) -> None:
         raise BuildError("tests failed", "read the lines above", status)
 
 
+def _only_here(context: HostContext, what: str) -> None:
+    if context.host.remote:
+        raise BuildError(f"{what} on this machine only", "leave -H out, or log in there")
+
+
 def bench(context: HostContext, name: str, pairs: str) -> None:
     """Run one of the benchmarks."""
+    _only_here(context, "benchmarks run")
     known = sorted(path.stem for path in (CHECKOUT / "bench").glob("*.py"))
     if name not in known:
         raise BuildError(f"no benchmark {name!r}", f"benchmarks: {', '.join(known)}")
