@@ -16,7 +16,7 @@ ELSEWHERE = {
     "./inv build": "tests/root/test_build.py",
     "./inv verify": "tests/boot/test_system.py",
     "inv boot": "tests/boot/test_system.py",
-    "inv -H": "tests/remote/test_remote.py",
+    "inv -H": "tests/remote/test_builds.py",
     "./inv test": "tests/root/test_launcher.py",
     "inv bench": "tests/root/test_errors.py",
     "git clone": "tests/root/test_launcher.py",
