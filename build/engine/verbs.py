@@ -268,6 +268,7 @@ def _mebibytes(text: str) -> int:
 
 def convert(build: Build, formats: str) -> None:
     """Convert the raw image to the formats asked for, else to those of its definition."""
+    conversion.chosen(formats, build.settings)  # a wrong name is told before an image is asked for
     _convert(build, formats, _need_image(build).get("epoch", 0))
 
 
