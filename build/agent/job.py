@@ -52,6 +52,7 @@ def run(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
 def _start(folder: Path, request: dict[str, Any]) -> dict[str, Any]:
     """Start a process that neither our end nor the session's reaches."""
     folder.mkdir(parents=True, exist_ok=True)
+    folder.chmod(0o755)
     job = subprocess.Popen(
         [sys.executable, "-I", "-B", str(MAIN), "job", str(folder)],
         stdin=subprocess.PIPE,

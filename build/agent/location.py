@@ -10,6 +10,7 @@ import hmac
 import os
 import secrets
 import shutil
+import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -56,11 +57,11 @@ def run(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
 
 def _make(location: Path) -> None:
     try:
-        location.mkdir(parents=True, exist_ok=True)
+        if not location.is_dir():
+            location.mkdir(parents=True)
+            location.chmod(0o755)  # whoever waits for it may read who holds it, whatever our umask
         (location / "logs").mkdir(exist_ok=True)
-        probe = location / f".write-{os.getpid()}"
-        probe.touch()
-        probe.unlink()
+        tempfile.TemporaryFile(dir=location).close()
     except OSError as error:
         raise Failure(
             f"LOCATION {location} is not writable: {error.strerror}",

@@ -65,7 +65,10 @@ def sudo():
 def there(name):
     folder = "/var/tmp/%s-%d" % (name, os.getuid())
     try:
-        return os.lstat(folder).st_uid == os.getuid() and os.path.exists(folder + "/build/agent/__main__.py")
+        mine = os.lstat(folder).st_uid == os.getuid() and os.path.exists(folder + "/build/agent/__main__.py")
+        if mine:
+            os.utime(folder)  # it is in use
+        return mine
     except OSError:
         return False
 

@@ -251,7 +251,8 @@ def read_flags(core: Any) -> Flags:
     def given(name: str, default: Any) -> Any:
         return args[name].value if name in args and args[name].value is not None else default
 
-    hosts = tuple(name.strip() for name in str(given("hosts", "")).split(",") if name.strip())
+    names = (name.strip() for name in str(given("hosts", "")).split(","))
+    hosts = tuple(dict.fromkeys(name for name in names if name))
     if "hosts" in args and args["hosts"].value is not None and not hosts:
         raise BuildError("-H names no host", "write -H HOST")
     return Flags(

@@ -76,6 +76,7 @@ def _open(written: Written, jumps: tuple[str, ...], config: Config, stack: ExitS
         )
         connection.client.set_missing_host_key_policy(_Doorkeeper(written, found, entries, bool(hops)))
         connection.client._agent = _agent(found)  # Paramiko asks the environment's for all of its keys
+        stack.callback(connection.client.close)  # Fabric's own close passes over one that was refused
         stack.callback(connection.close)
         connection.open()
     except AuthenticationException as error:

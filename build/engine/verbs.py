@@ -305,6 +305,7 @@ def _mebibytes(text: str) -> int:
 
 def convert(build: Build, formats: str) -> None:
     """Convert the raw image to the formats asked for, else to those of its definition."""
+    conversion.chosen(formats, build.settings)  # a wrong name is told before an image is asked for
     bring_home(build, _made("convert", _convert(build, formats, _need_image(build).get("epoch", 0))))
 
 
@@ -428,6 +429,7 @@ def clean(build: Build, what: str, dry_run: bool) -> None:
 
 def test(context: HostContext, ring: str, name: str) -> None:
     """Run pytest on the asked ring."""
+    _only_here(context, "tests run")
     rings = ("unit", "golden", "root", "boot", "remote")
     if ring and ring not in rings:
         raise BuildError(f"no ring {ring!r}", f"rings: {', '.join(rings)}")
@@ -439,8 +441,14 @@ def test(context: HostContext, ring: str, name: str) -> None:
         raise BuildError("tests failed", "read the lines above", status)
 
 
+def _only_here(context: HostContext, what: str) -> None:
+    if context.host.remote:
+        raise BuildError(f"{what} on this machine only", "leave -H out, or log in there")
+
+
 def bench(context: HostContext, name: str, pairs: str) -> None:
     """Run one of the benchmarks."""
+    _only_here(context, "benchmarks run")
     known = sorted(path.stem for path in (CHECKOUT / "bench").glob("*.py"))
     if name not in known:
         raise BuildError(f"no benchmark {name!r}", f"benchmarks: {', '.join(known)}")

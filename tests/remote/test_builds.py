@@ -126,34 +126,10 @@ def test_nothing_is_left_of_a_build_that_is_cut_off(how: str, tiny: Built, there
 
 
 @pytest.fixture(scope="session")
-def left(tiny: Built, there: Buildhost, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A finished build that was left to the host, watched from elsewhere, and brought home."""
-    _, here = provide(tiny, there, "alice", "systemvm")
-    home = tmp_path_factory.mktemp("dist")
-    for user in ("alice", "carol"):
-        said = run(there, user, "status", *TINY, "--set", "location=/var/lib/images/systemvm")
-        assert "no build was left" in said
-    said = run(there, "alice", "build", "--detach", *FLAGS)
-    assert "it goes on without us" in said
-    wait_for(begun(here))
-    seen = run(there, "carol", "--rootless", "status", *TINY, "--set", "location=/var/lib/images/systemvm")
-    assert "running at debootstrap" in seen
-    assert "alice as root (pid " in seen
-    again = cli.refuse("-H", f"alice@{HOST}", "build", "--detach", *FLAGS, prefix=there.prefix, env=there.env)
-    assert "a build runs there already: alice as root" in again
-    waits = cli.start("-H", f"root@{HOST}", "seal", *FLAGS, prefix=there.prefix, env=there.env)
-    watcher = cli.start("-H", f"root@{HOST}", "attach", *TINY, prefix=there.prefix, env=there.env)
-    os.killpg(watcher.pid, signal.SIGINT)  # the lid is shut: what goes on there does not mind
-    watcher.communicate(timeout=60)
-    told = run(there, "alice", "attach", *TINY, "--to", str(home))
-    states = cli.states(told.replace(f"alice@{HOST} | ", ""))
-    assert {states[name] for name in (*STEPS, "disk")} == {"built"}
-    other, _ = waits.communicate(timeout=120)
-    assert waits.returncode == 0, other
-    assert "waiting: /var/lib/images/systemvm is in use by alice as root" in other
-    assert "finished after" in run(there, "alice", "status", *TINY)
-    there.wait_until_empty()
-    return home
+def ready(tiny: Built, there: Buildhost) -> tuple[str, ...]:
+    """A finished build there, linked from the shared one; answers the flags that mean it."""
+    subprocess.run(["cp", "-al", tiny.location, there.folder / "images/ready"], check=True)
+    return (*FLAGS, "--set", "location=/var/lib/images/ready")
 
 
 def run(there: Buildhost, user: str, *arguments: str) -> str:
@@ -163,31 +139,53 @@ def run(there: Buildhost, user: str, *arguments: str) -> str:
     return said
 
 
-def test_local_and_remote_give_the_same_bytes(tiny: Built, left: Path) -> None:
-    assert sha256(left / "tiny.img") == sha256(tiny.image)
-    assert (left / "tiny.img").stat().st_blocks <= tiny.image.stat().st_blocks * 1.1
-    assert json.loads((left / "tiny.img.json").read_text())["disk"] == tiny.manifest["disk"]
-    assert (left / "tiny.img.sha256").read_text() == f"{sha256(tiny.image)}  tiny.img\n"
-    assert not list(left.glob(".*"))
+def test_a_build_that_is_left_to_the_host_comes_home_with_the_same_bytes(
+    tiny: Built, there: Buildhost, tmp_path: Path
+) -> None:
+    """It is watched by another user, waited for by a third, attached to twice, and brought home once."""
+    shown, here = provide(tiny, there, "alice", "systemvm")
+    assert "no build was left" in run(there, "alice", "status", *TINY)
+    assert "it goes on without us" in run(there, "alice", "build", "--detach", *FLAGS)
+    wait_for(begun(here))
+    seen = run(there, "carol", "--rootless", "status", *TINY, "--set", f"location={shown}")
+    assert "running at debootstrap" in seen
+    assert "alice as root (pid " in seen
+    line = ("-H", f"alice@{HOST}", "build", "--detach", *FLAGS)
+    again = cli.refuse(*line, prefix=there.prefix, env=there.env)
+    assert "a build runs there already: alice as root" in again
+    waits = cli.start("-H", f"root@{HOST}", "seal", *FLAGS, prefix=there.prefix, env=there.env)
+    watcher = cli.start("-H", f"root@{HOST}", "attach", *TINY, prefix=there.prefix, env=there.env)
+    wait_for(lambda: str(there.processes()).count("__main__.py serve") >= 2)
+    os.killpg(watcher.pid, signal.SIGINT)  # the lid is shut: what goes on there does not mind
+    watcher.communicate(timeout=60)
+    told = run(there, "alice", "attach", *TINY, "--to", str(tmp_path))
+    states = cli.states(told.replace(f"alice@{HOST} | ", ""))
+    assert {states[name] for name in (*STEPS, "disk")} == {"built"}
+    other, _ = waits.communicate(timeout=120)
+    assert waits.returncode == 0, other
+    assert f"waiting: {shown} is in use by alice as root" in other
+    assert "finished after" in run(there, "alice", "status", *TINY)
+    there.wait_until_empty()
+    assert sha256(tmp_path / "tiny.img") == sha256(tiny.image)
+    assert (tmp_path / "tiny.img").stat().st_blocks <= tiny.image.stat().st_blocks * 1.1
+    assert json.loads((tmp_path / "tiny.img.json").read_text())["disk"] == tiny.manifest["disk"]
+    assert (tmp_path / "tiny.img.sha256").read_text() == f"{sha256(tiny.image)}  tiny.img\n"
+    assert not list(tmp_path.glob(".*"))
 
 
-def test_a_second_build_is_cached_and_fetches_nothing(left: Path, there: Buildhost) -> None:
-    before = (left / "tiny.img").stat()
-    states = cli.states(run(there, "root", "build", *FLAGS, "--to", str(left)).replace(f"root@{HOST} | ", ""))
-    assert {states[name] for name in (*STEPS, "disk", "fetch")} == {"cached"}
-    assert (left / "tiny.img").stat() == before
-    kept = run(there, "root", "build", *FLAGS, "--no-fetch", "--to", str(left / "none"))
-    assert "left there: /var/lib/images/systemvm/tiny.img" in kept
-    assert not (left / "none").exists()
+def test_files_may_stay_there(ready: tuple[str, ...], there: Buildhost, tmp_path: Path) -> None:
+    kept = run(there, "root", "build", *ready, "--no-fetch", "--to", str(tmp_path / "none"))
+    assert "left there: /var/lib/images/ready/tiny.img" in kept
+    assert not (tmp_path / "none").exists()
 
 
 def test_fetching_goes_on_where_it_was_cut_off(
-    tiny: Built, left: Path, there: Buildhost, tmp_path: Path
+    tiny: Built, ready: tuple[str, ...], there: Buildhost, tmp_path: Path
 ) -> None:
     def parts(least: int) -> list[Path]:
         return [path for path in tmp_path.glob(".tiny.img.*.part") if path.stat().st_size > least]
 
-    client = start(there, "root", "build", *FLAGS, "--to", str(tmp_path))
+    client = start(there, "root", "build", *ready, "--to", str(tmp_path))
     wait_for(lambda: parts(1 << 24))
     os.killpg(client.pid, signal.SIGKILL)
     client.communicate(timeout=60)
@@ -200,39 +198,58 @@ def test_fetching_goes_on_where_it_was_cut_off(
         file.seek(1 << 20)
         file.write(bytes([byte[0] ^ 1]))
     said = cli.refuse(
-        "-H", f"root@{HOST}", "build", *FLAGS, "--to", str(tmp_path), prefix=there.prefix, env=there.env
+        "-H", f"root@{HOST}", "build", *ready, "--to", str(tmp_path), prefix=there.prefix, env=there.env
     )
     assert "arrived with SHA-256" in said
     assert not (tmp_path / "tiny.img").exists()
     assert part.stat().st_ino == kept.st_ino
-    run(there, "root", "build", *FLAGS, "--to", str(tmp_path))
+    run(there, "root", "build", *ready, "--to", str(tmp_path))
+    brought = (tmp_path / "tiny.img").stat()
+    told = run(there, "root", "build", *ready, "--to", str(tmp_path)).replace(f"root@{HOST} | ", "")
+    assert {cli.states(told)[name] for name in (*STEPS, "disk", "fetch")} == {"cached"}
+    assert (tmp_path / "tiny.img").stat() == brought
     assert sha256(tmp_path / "tiny.img") == sha256(tiny.image)
     assert not list(tmp_path.glob(".*"))
 
 
-def test_conversion_there_gives_the_same_bytes(
-    tiny: Built, left: Path, there: Buildhost, tmp_path: Path
-) -> None:
+def test_conversion_there_gives_the_same_bytes(there: Buildhost, tmp_path: Path) -> None:
     """The host has no compressor of ours but the one that comes along."""
-    run(there, "alice", "convert.vmdk", *TINY, "--to", str(tmp_path))
-    cli.succeed("convert.vmdk", *tiny.flags)
-    assert sha256(tmp_path / "tiny.vmdk") == sha256(tiny.location / "tiny.vmdk")
-    assert "VMDK" in run(there, "alice", "inspect", "/var/lib/images/systemvm/tiny.vmdk").upper()
+    here = there.folder / "images/small"
+    here.mkdir()
+    with (tmp_path / "disk.img").open("wb") as disk:
+        for number in range(64):
+            disk.write(bytes(range(256)) * number)
+            disk.seek(1 << 18, os.SEEK_CUR)
+        disk.truncate(1 << 26)
+    os.utime(tmp_path / "disk.img", ns=(1 << 60, 1 << 60))
+    subprocess.run(["cp", "-a", tmp_path / "disk.img", here], check=True)
+
+    def flags(folder: str) -> tuple[str, ...]:
+        return (*TINY, "--set", f"location={folder}", "--set", f"imageloc={folder}/disk.img")
+
+    there_flags = flags("/var/lib/images/small")
+    run(there, "alice", "convert.vmdk", "convert.qcow2", *there_flags, "--to", str(tmp_path / "dist"))
+    cli.succeed("convert.vmdk", "convert.qcow2", *flags(str(tmp_path)))
+    for name in ("tiny.vmdk", "tiny.qcow2"):
+        assert sha256(tmp_path / "dist" / name) == sha256(tmp_path / name)
+    assert "vmdk" in run(there, "alice", "inspect", "/var/lib/images/small/tiny.vmdk", *there_flags).lower()
 
 
 @pytest.mark.parametrize("how", HOWS)
-def test_nothing_is_left_of_a_shell_that_is_cut_off(how: str, left: Path, there: Buildhost) -> None:
+def test_nothing_is_left_of_a_shell_that_is_cut_off(
+    how: str, ready: tuple[str, ...], there: Buildhost
+) -> None:
     users = ("root", "alice", "bob")
     clients = [
-        start(there, user, "shell", *TINY, "--command", f"sleep 77{n}") for n, user in enumerate(users)
+        start(there, user, "shell", *ready, "--command", f"sleep 77{n}") for n, user in enumerate(users)
     ]
     wait_for(lambda: all(f"sleep 77{number}" in str(there.processes()) for number in range(len(users))))
     cut(how, there, clients)
-    assert not list((there.folder / "images/systemvm").glob(".shell-*"))
+    assert not list((there.folder / "images/ready").glob(".shell-*"))
 
 
-def test_a_shell_gives_its_status_and_sees_the_tree(left: Path, there: Buildhost) -> None:
-    line = ("-H", f"alice@{HOST}", "shell", *TINY, "--command")
+def test_a_shell_gives_its_status_and_sees_the_tree(ready: tuple[str, ...], there: Buildhost) -> None:
+    line = ("-H", f"alice@{HOST}", "shell", *ready, "--command")
     done = cli.inv(*line, "cat /etc/hostname", prefix=there.prefix, env=there.env)
     assert (done.returncode, done.stdout.strip()) == (0, "tiny")
     assert cli.inv(*line, "sh -c 'exit 7'", prefix=there.prefix, env=there.env).returncode == 7

@@ -14,7 +14,7 @@ from tests.images import TINY
 pytestmark = pytest.mark.remote
 PACKAGE = """
 set -eu
-mount -t overlay -o lowerdir=/usr,upperdir=/run/upper/usr,workdir=/run/work/usr overlay /usr
+mount -t overlay -o lowerdir=/usr,upperdir=/run/upper,workdir=/run/below overlay /usr
 mount -t tmpfs tmpfs /var/cache/apt; mkdir -p /var/cache/apt/archives/partial
 mount -t tmpfs tmpfs /var/log
 dpkg --purge --force-depends uidmap
@@ -33,7 +33,7 @@ rm -rf /etc/apt/sources.list.d; echo 'deb [trusted=yes] file:/var/tmp/mirror ./'
 @pytest.fixture
 def lacking(there: Buildhost) -> Iterator[Buildhost]:
     """The host without uidmap, and with a mirror that has a newer one."""
-    there.inside("mkdir", "-p", "/run/upper/usr", "/run/work/usr")
+    there.inside("mkdir", "-p", "/run/upper", "/run/below")
     there.inside("bash", "-c", PACKAGE)
     yield there
     there.wait_until_idle()

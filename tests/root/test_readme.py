@@ -19,7 +19,7 @@ ELSEWHERE = {
     "./inv verify": "tests/boot/test_system.py",
     "inv verify": "tests/boot/test_system.py",
     "inv boot": "tests/boot/test_system.py",
-    "inv -H": "tests/remote/test_remote.py",
+    "inv -H": "tests/remote/test_builds.py",
     "./inv test": "tests/root/test_launcher.py",
     "inv bench": "tests/root/test_errors.py",
     "git clone": "tests/root/test_launcher.py",
