@@ -12,6 +12,7 @@ import re
 import socket
 import subprocess
 from collections.abc import Awaitable, Callable, Iterator
+from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TypeVar
@@ -523,9 +524,10 @@ def test_a_pair_on_one_network_fails_over(waiting: Waiting, tmp_path: Path) -> N
                 "name": f"r-{number}-VM",
                 "guest.ip": f"10.1.1.{number}",
                 "control.ip": f"169.254.1.{number}",
+                "state": wanted,
             },
         )
-        for number in (2, 3)
+        for number, wanted in ((2, "PRIMARY"), (3, "BACKUP"))
     ]
 
     async def told(net: Network) -> None:
@@ -557,17 +559,17 @@ def test_a_pair_on_one_network_fails_over(waiting: Waiting, tmp_path: Path) -> N
             await persistent(second, "until grep -q PRIMARY /etc/cloudstack/cmdline.json; do sleep 0.5; done")
             assert await state(second) == "Status: PRIMARY"
 
-    def plugged_in(net: Network, name: str):  # type: ignore[no-untyped-def]
+    def plugged_in(net: Network, name: str) -> AbstractAsyncContextManager[qemu.Guest]:
         end = net.port()
         return running(
             waiting.image,
             tmp_path,
-            plugged(0, f"dgram,local.type=fd,local.str={end.fileno()}"),
+            plugged(0, f"dgram,local.type=fd,local.str={end}"),
             name=name,
             size=waiting.size,
             below=(waiting.disk,),
             memory=waiting.memory,
-            descriptors=(end.fileno(),),
+            descriptors=(end,),
         )
 
     async def main() -> None:
