@@ -11,6 +11,7 @@ import json
 import re
 import socket
 import subprocess
+import time
 from collections.abc import Awaitable, Callable, Iterator
 from contextlib import AbstractAsyncContextManager
 from dataclasses import dataclass, replace
@@ -481,7 +482,7 @@ def test_scripts_of_a_management_server_replace_ours(waiting: Waiting, key: Path
         return before
 
     async def look(guest: qemu.Guest) -> tuple[dict[str, str], str]:
-        done = DONE.replace("[ -e /var/cache/cloud/boot_up_done ]", "grep -q postinit /var/log/theirs.log")
+        done = DONE.replace("[ -e /var/cache/cloud/boot_up_done ]", "grep -qs postinit /var/log/theirs.log")
         told = await facts(guest, {**QUESTIONS, "state": done, "theirs": "cat /var/log/theirs.log"})
         return told, await logged_in(port, key, "cat /etc/ssh/ssh_host_*_key.pub")
 
@@ -530,34 +531,34 @@ def test_a_pair_on_one_network_fails_over(waiting: Waiting, tmp_path: Path) -> N
         for number, wanted in ((2, "PRIMARY"), (3, "BACKUP"))
     ]
 
+    async def joined(guest: qemu.Guest, number: int) -> None:
+        # Both go on from the same machine; a cloud would have given each an address of its own.
+        await persistent(guest, f"ip link set dev eth0 address {macs[number]}")
+        await deliver(guest, composed[number])
+        assert (await persistent(guest, DONE)).splitlines()[-1] == "running"
+        assert await output(guest, "systemctl is-active keepalived conntrackd") == "active\nactive"
+
     async def told(net: Network) -> None:
-        async with (
-            asyncio.timeout(2 * PATIENCE),
-            plugged_in(net, "first") as first,
-            plugged_in(net, "second") as second,
-        ):
-            for guest, mac, line in zip((first, second), macs, composed, strict=True):
-                # Both go on from the same machine; a cloud would have given each an address of its own.
-                await persistent(guest, f"ip link set dev eth0 address {mac}")
-                await deliver(guest, line)
-                await is_done(guest)
-                if guest is first:
-                    await net.answer(GATEWAY, "10.1.1.9", macs[0])
-            states = [await state(guest) for guest in (first, second)]
-            assert states == ["Status: PRIMARY", "Status: BACKUP"]
-            for guest in (first, second):
-                assert await output(guest, "systemctl is-active keepalived conntrackd") == "active\nactive"
-            assert '"redundant_state": "BACKUP"' in await output(second, "cat /etc/cloudstack/cmdline.json")
-            assert "DOWN" in await output(second, "ip -o link show dev eth2")
-            loop = asyncio.get_running_loop()
-            killed = loop.time()
-            await first.close()
-            took = await net.answer(GATEWAY, "10.1.1.9", macs[1]) - killed
-            print(f"interval {INTERVAL}: the other guest answered after {took:.2f} s")
-            # An emulated guest is some seconds late, but never early.
-            assert 2 * INTERVAL <= took <= failover_bound(INTERVAL, 100) + 20
-            await persistent(second, "until grep -q PRIMARY /etc/cloudstack/cmdline.json; do sleep 0.5; done")
-            assert await state(second) == "Status: PRIMARY"
+        async with asyncio.timeout(2 * PATIENCE), plugged_in(net, "first") as first:
+            await joined(first, 0)
+            await net.answer(GATEWAY, "10.1.1.9", macs[0])
+            async with plugged_in(net, "second") as second:
+                await joined(second, 1)
+                assert await state(first) == "Status: PRIMARY"
+                assert await state(second) == "Status: BACKUP"
+                merged = json.loads(await output(second, "cat /etc/cloudstack/cmdline.json"))
+                assert merged["config"]["redundant_state"] == "BACKUP"
+                assert " state DOWN " in await output(second, "ip -o link show dev eth2")
+                killed = time.monotonic()
+                await first.close()
+                took = await net.answer(GATEWAY, "10.1.1.9", macs[1]) - killed
+                print(f"interval {INTERVAL}: the other guest answered after {took:.2f} s")
+                # An emulated guest is some seconds late, but never early.
+                assert 2 * INTERVAL <= took <= failover_bound(INTERVAL, 100) + 20
+                await persistent(
+                    second, "until grep -q PRIMARY /etc/cloudstack/cmdline.json; do sleep 0.5; done"
+                )
+                assert await state(second) == "Status: PRIMARY"
 
     def plugged_in(net: Network, name: str) -> AbstractAsyncContextManager[qemu.Guest]:
         end = net.port()
@@ -577,10 +578,6 @@ def test_a_pair_on_one_network_fails_over(waiting: Waiting, tmp_path: Path) -> N
             await told(net)
 
     asyncio.run(main())
-
-
-async def is_done(guest: qemu.Guest) -> None:
-    assert (await persistent(guest, DONE)).splitlines()[-1] == "running"
 
 
 async def state(guest: qemu.Guest) -> str:
