@@ -53,19 +53,21 @@ def shared(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], No
     """A folder that is filled once for all workers of a run, and removed by the last one that leaves."""
     base = factory.getbasetemp()
     place = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / f"shared-{name}"
-    with place.with_suffix(".lock").open("w") as lock:
-        fcntl.flock(lock, fcntl.LOCK_EX)
+    with place.with_suffix(".lock").open("w") as door, place.with_suffix(".users").open("w") as users:
+        fcntl.flock(door, fcntl.LOCK_EX)
         if not (place / "whole").exists():
             shutil.rmtree(place, ignore_errors=True)
             place.mkdir()
             make(place)
             (place / "whole").touch()
-        fcntl.flock(lock, fcntl.LOCK_SH)
+        fcntl.flock(users, fcntl.LOCK_SH)
+        fcntl.flock(door, fcntl.LOCK_UN)
         try:
             yield place
         finally:
-            with suppress(BlockingIOError):
-                fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            fcntl.flock(door, fcntl.LOCK_EX)
+            with suppress(BlockingIOError):  # somebody still uses it
+                fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 shutil.rmtree(place)
 
 

@@ -21,18 +21,20 @@ class Network:
     """A hub: what one port sends all others get, and the test sees it all."""
 
     ports: list[socket.socket] = field(default_factory=list)
+    ends: list[socket.socket] = field(default_factory=list)
     answers: list[tuple[float, str, str]] = field(default_factory=list)
     """Time, address and MAC address of every ARP reply to the test."""
 
-    def port(self) -> socket.socket:
-        """A new port; the end that a guest's network card gets."""
+    def port(self) -> int:
+        """A new port; the descriptor of the end that a guest's network card gets."""
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_DGRAM)
         for end in (ours, theirs):
             end.setsockopt(socket.SOL_SOCKET, socket.SO_SNDBUF, 1 << 20)
         ours.setblocking(False)
         self.ports.append(ours)
         asyncio.get_running_loop().add_reader(ours, self._pass_on, ours)
-        return theirs
+        self.ends.append(theirs)
+        return theirs.fileno()
 
     def _pass_on(self, port: socket.socket) -> None:
         try:
@@ -78,4 +80,5 @@ async def network() -> AsyncIterator[Network]:
     finally:
         for port in made.ports:
             asyncio.get_running_loop().remove_reader(port)
-            port.close()
+        for end in (*made.ports, *made.ends):
+            end.close()

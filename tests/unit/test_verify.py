@@ -361,6 +361,20 @@ def test_paths_reach_qemu_untouched(tmp_path: Path) -> None:
     assert argv[:4] == ["setpriv", "--pdeathsig", "KILL", "--"]
 
 
+def test_only_the_top_of_a_disk_is_written_to() -> None:
+    node = qemu.drive("/i.raw", "raw", "/top", ("/lowest", "/higher"))
+    seen = []
+    while node:
+        seen.append((node["file"]["filename"], node.get("read-only", False), node["driver"]))
+        node = node.get("backing", {})
+    assert seen == [
+        ("/top", False, "qcow2"),
+        ("/higher", True, "qcow2"),
+        ("/lowest", True, "qcow2"),
+        ("/i.raw", True, "raw"),
+    ]
+
+
 def guest(firmware: str = "bios", **more: Any) -> dict[str, Any]:
     rows = [
         {"name": "system", "ok": True, "value": "running", "expected": "running"},
