@@ -362,7 +362,7 @@ def test_paths_reach_qemu_untouched(tmp_path: Path) -> None:
 
 
 def test_only_the_top_of_a_disk_is_written_to() -> None:
-    node = qemu.drive("/i.raw", "raw", "/top", ("/lowest", "/higher"))
+    node = qemu.drive(Media("raw", "/i.raw"), "/top", ("/lowest", "/higher"))
     seen = []
     while node:
         seen.append((node["file"]["filename"], node.get("read-only", False), node["driver"]))
