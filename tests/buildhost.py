@@ -159,7 +159,19 @@ def running(folder: Path) -> Iterator[Buildhost]:
     errors = (folder / "sshd.log").open("wb")
     namespaces = ("--mount", "--pid", "--net", "--fork", "--kill-child", "--mount-proc")
     child = subprocess.Popen(
-        ["unshare", *namespaces, "--propagation", "private", "bash", "-eu", str(script)],
+        [
+            "setpriv",
+            "--pdeathsig",
+            "KILL",
+            "--",
+            "unshare",
+            *namespaces,
+            "--propagation",
+            "private",
+            "bash",
+            "-eu",
+            str(script),
+        ],
         stdin=subprocess.DEVNULL,
         stdout=errors,
         stderr=errors,

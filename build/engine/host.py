@@ -100,6 +100,7 @@ class Host:
         self.debug = debug
         self.rootless = rootless
         self._session: Session | None = None
+        self._closed = False
 
     @property
     def remote(self) -> bool:
@@ -148,6 +149,8 @@ class Host:
     @property
     def session(self) -> Session:
         """The conversation with this host's agent, begun when it is first needed."""
+        if self._closed:
+            raise BuildError("interrupted", "run it again: finished layers are kept")
         if self._session is None:
             self._session = Session(self)
         return self._session
@@ -173,7 +176,8 @@ class Host:
         return int(result.exited)
 
     def close(self) -> None:
-        """Say goodbye to the agent; what it still does, it ends."""
+        """Say goodbye to the agent, for good; what it still does, it ends."""
+        self._closed = True
         if self._session is not None:
             self._session.close()
             self._session = None

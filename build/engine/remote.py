@@ -143,6 +143,7 @@ class HostExecutor(Executor):
     """Run every call, pre- and post-tasks too, on each host of -H; without -H, on this machine."""
 
     context: HostContext | None = None
+    stopped = False
 
     def execute(self, *tasks: Any) -> Any:
         """Run the tasks on the host, or side by side on several: one that fails does not stop the others."""
@@ -165,6 +166,8 @@ class HostExecutor(Executor):
             with connect(name, self.config) as inner:
                 host = Host(name, inner, flags.debug, flags.rootless)
                 self.context = HostContext(self.config.clone(), host, flags)
+                if self.stopped:
+                    host.close()
                 try:
                     results = super().execute(*tasks)
                     if flags.detach:
@@ -174,7 +177,7 @@ class HostExecutor(Executor):
                     self.context = None
                     host.close()
         except BuildError as error:
-            raise error.on(name) if name else error from None
+            raise (error.on(name) if name else error) from None
         except Exception as error:
             if not name or not is_cut(error):
                 raise
@@ -230,8 +233,9 @@ class HostExecutor(Executor):
 
     def _hang_up(self) -> None:
         """End what is being done, from another thread: without its client the agent ends, too."""
-        if self.context is not None:
-            self.context.host.close()
+        self.stopped = True
+        if (context := self.context) is not None:
+            context.host.close()
 
     def expand_calls(self, calls: Any) -> list[Call]:
         """Put every call into this host's context."""

@@ -53,6 +53,7 @@ def start(there: Buildhost, user: str, *arguments: str) -> subprocess.Popen[str]
         stderr=theirs,
         start_new_session=True,
         text=True,
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
     os.close(theirs)
     threading.Thread(target=_answer, args=(ours,), daemon=True).start()
@@ -76,6 +77,9 @@ def cut(how: str, there: Buildhost, clients: list[subprocess.Popen[str]]) -> Non
         if how == "client -9":
             for client in clients:
                 os.killpg(client.pid, signal.SIGKILL)
+        elif how == "Ctrl-C":
+            for client in clients:
+                os.killpg(client.pid, signal.SIGINT)
         elif how == "session -9":
             there.kill_sessions()
         else:
@@ -84,6 +88,7 @@ def cut(how: str, there: Buildhost, clients: list[subprocess.Popen[str]]) -> Non
         for client in clients:
             said, _ = client.communicate(timeout=60)
             assert client.returncode != 0
+            assert how != "Ctrl-C" or client.returncode == 130
             if said and how == "no network":
                 assert "the network is gone" in said
                 assert "Traceback" not in said
@@ -107,7 +112,7 @@ def is_free(location: Path) -> bool:
 HOWS = ("client -9", "session -9", "no network")
 
 
-@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize("how", [*HOWS, "Ctrl-C"])
 def test_nothing_is_left_of_a_build_that_is_cut_off(how: str, tiny: Built, there: Buildhost) -> None:
     """Four users at once: root, sudo, sudo with a password, and one who builds without root."""
     name = how.replace(" ", "")
@@ -284,6 +289,19 @@ def test_several_hosts_work_side_by_side_and_one_that_fails_stops_none(there: Bu
         [hosts[1], "FAIL"],
         [hosts[2], "ok"],
     ]
+
+
+def test_ctrl_c_ends_the_work_on_every_host(tiny: Built, there: Buildhost) -> None:
+    """The two hosts are one, where the second build waits for the first."""
+    shown, here = provide(tiny, there, "root", "both")
+    hosts = f"root@{HOST},alice@{HOST}"
+    line = ("-H", hosts, "debootstrap", *FLAGS, "--set", f"location={shown}")
+    client = cli.start(*line, prefix=there.prefix, env=there.env)
+    wait_for(begun(here))
+    wait_for(lambda: str(there.processes()).count("__main__.py serve") >= 2)
+    cut("Ctrl-C", there, [client])
+    assert is_free(here)
+    assert not list(here.glob("cache/*/debootstrap-*"))
 
 
 def test_a_full_disk_there_is_told_before_anything_is_done(there: Buildhost) -> None:
