@@ -532,7 +532,7 @@ def test_a_peer_that_counts_as_replayed_for_ever_is_heard_again(
 ) -> None:
     pair(box)
     log = "(inside_network) IPSEC-AH : sequence number 4 already processed. Packet dropped. Local(9)\n"
-    box.answers |= {"journalctl": (0, log * times)}
+    box.answers = {**box.answers, "journalctl": (0, log * times)}
     main.main(["check-heartbeat"], box.machine)
     assert box.has("systemctl", "restart", "--no-block", "keepalived") == anew
 
