@@ -435,7 +435,7 @@ def test(context: HostContext, ring: str, name: str) -> None:
         raise BuildError(f"no ring {ring!r}", f"rings: {', '.join(rings)}")
     arguments = [*(("-m", ring) if ring else ()), *(("-k", name) if name else ())]
     # Most of the time goes into waiting for emulated guests, each of which keeps one core busy.
-    workers = ["-n", str(min(os.cpu_count() or 1, 4)), "--dist", "worksteal"]
+    workers = ["-n", str(min(os.cpu_count() or 1, 4) + 1), "--dist", "worksteal", "--durations=25"]
     status = context.host.show([sys.executable, "-B", "-m", "pytest", *workers, *arguments], CHECKOUT)
     if status:
         raise BuildError("tests failed", "read the lines above", status)
