@@ -134,7 +134,7 @@ make_base() {
         mmdebstrap)
             # shellcheck disable=SC2016  # expanded by the tool's own shell
             alone mmdebstrap --mode=root --variant=essential --include="$base" --format=directory \
-                --architectures="$arch" --skip=check/empty,output/dev \
+                --architectures="$arch" --skip=check/empty,check/qemu,output/dev \
                 --setup-hook='for name in '"$links"'; do mkdir -p "$1/usr/$name"; done' \
                 --setup-hook='for name in '"$links"'; do ln -s "usr/$name" "$1/$name"; done' \
                 "$suite" "$ROOT" "deb [trusted=yes] copy:$repository $suite main"

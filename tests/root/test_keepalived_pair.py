@@ -242,22 +242,27 @@ def test_a_split_pair_says_why(stack: ExitStack, tmp_path: Path) -> None:
 
 
 def test_a_pair_comes_together_after_a_cut_that_nobody_noticed(stack: ExitStack, tmp_path: Path) -> None:
-    """Both have counted packets on; the one ahead takes its peer's for replayed, until it starts anew."""
+    """By itself, or, where the one ahead takes its peer's packets for replayed, because it starts anew."""
     pair = pairs.make(stack, tmp_path / "pair", pairs.lines("router", "1"))
     pair.settle(pair.first, pair.second)
     pair.switch.ip("link", "set", "second0", "nomaster")
     until(lambda: pair.second.state == "PRIMARY", pair.told)
+    assert pair.holders() == ["first", "second"]
     healed = time.monotonic()
     pair.switch.ip("link", "set", "second0", "master", "guests")
     pair.wire.advert("10.1.1.3", healed)
-    until(lambda: pair.first.log().count("already processed") > 2, pair.told)
-    assert pair.holders() == ["first", "second"]
-    assert pair.first.run("/usr/local/sbin/systemvm", "check-heartbeat").returncode == 0
-    assert "the pair is split" in pair.first.text("/var/log/cloud.log")
-    assert pair.first.text("/run/restarts").splitlines()[-1] == "restart --no-block keepalived"
-    pair.first.signal(signal.SIGTERM)  # what systemd does then
-    comes_back(pair, pair.first)
-    assert pair.holders() == ["second"]
+
+    def deaf() -> bool:
+        return pair.first.log().count("already processed") > 2
+
+    until(lambda: pair.holders() == ["second"] or deaf(), pair.told)
+    if deaf():
+        assert pair.first.run("/usr/local/sbin/systemvm", "check-heartbeat").returncode == 0
+        assert "the pair is split" in pair.first.text("/var/log/cloud.log")
+        assert pair.first.text("/run/restarts").splitlines()[-1] == "restart --no-block keepalived"
+        pair.first.signal(signal.SIGTERM)  # what systemd does then
+        comes_back(pair, pair.first)
+    until(lambda: pair.holders() == ["second"], pair.told)
     since = time.monotonic()
     pair.wire.advert("10.1.1.3", since + failover_bound(1, 100))
     assert not pair.wire.adverts("10.1.1.2", since)
