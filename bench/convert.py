@@ -46,36 +46,22 @@ print(json.dumps({"phases": {name: b - a for name, (a, b) in phases.items()}, "p
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--image", type=Path, help="raw disk (default: one made of this machine's /usr)")
+    parser.add_argument("--image", type=Path, help="raw disk (default: the full image's)")
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--work", type=Path, default=Path("/var/tmp"))
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-", dir=asked.work) as folder:
-        image = asked.image or make(Path(folder))
+        image = asked.image or system_vm()
         return report(measure(image, Path(folder), asked.pairs))
 
 
-def make(folder: Path) -> Path:
-    """A disk of 2000 MiB with about 1 GB of this machine's files in ext4."""
-    tree, image = folder / "tree", folder / "disk.img"
-    tree.mkdir()
-    total = 0
-    for source in sorted(Path("/usr").glob("*/*")):
-        size = int(
-            subprocess.run(["du", "-sxm", source], capture_output=True, text=True, check=True).stdout.split()[
-                0
-            ]
-        )
-        if total + size <= 1100:
-            total += size
-            # `cp --parents` of coreutils 9.1 stumbles over folders that it makes itself.
-            (place := tree / source.parent.relative_to("/")).mkdir(parents=True, exist_ok=True)
-            subprocess.run(["cp", "-a", source, place], check=True)
-    with open(image, "wb") as file:
-        file.truncate(2000 << 20)
-    subprocess.run(["mke2fs", "-q", "-F", "-t", "ext4", "-d", tree, image], check=True)
-    subprocess.run(["rm", "-rf", tree], check=True)
-    return image
+def system_vm() -> Path:
+    """The full image's raw disk, built if it is not there: sizes say little about another content."""
+    line = [sys.executable, "-m", "invoke"]
+    subprocess.run([*line, "disk"], cwd=CHECKOUT, stdout=subprocess.DEVNULL, check=True)
+    told = subprocess.run([*line, "config"], cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout
+    (row,) = [row.split() for row in told.splitlines() if row.startswith("IMAGELOC ")]
+    return Path(row[1])
 
 
 def measure(image: Path, folder: Path, pairs: int) -> dict[str, list[float]]:

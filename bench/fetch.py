@@ -22,7 +22,7 @@ from pathlib import Path
 CHECKOUT = Path(__file__).resolve().parents[1]
 sys.path.insert(0, str(CHECKOUT))
 
-from bench.convert import make  # noqa: E402  found through the line above
+from bench.convert import system_vm  # noqa: E402  found through the line above
 from tests import buildhost  # noqa: E402
 from tests.buildhost import HOST, Buildhost  # noqa: E402
 
@@ -47,13 +47,13 @@ print(time.monotonic() - started)
 
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--image", type=Path, help="raw disk (default: one made of this machine's /usr)")
+    parser.add_argument("--image", type=Path, help="raw disk (default: the full image's)")
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--work", type=Path, default=Path("/var/tmp"))
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-", dir=asked.work) as folder:
         top = Path(folder)
-        files = {"raw": asked.image or make(top), "packed": top / "disk.gz"}
+        files = {"raw": asked.image or system_vm(), "packed": top / "disk.gz"}
         with files["packed"].open("wb") as out:
             subprocess.run(["gzip", "-1", "-c", files["raw"]], stdout=out, check=True)
         (top / "host").mkdir()
