@@ -12,7 +12,7 @@ import importlib
 import logging
 import os
 import time
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -36,11 +36,17 @@ SWITCHES = (
     ("detach", "With -H: let the build go on without us; see status, attach, cancel."),
     ("no-fetch", "With -H: leave the files there."),
 )
+REPEATABLE = (
+    ("image", "Image definition (default: config/systemvm.yaml)."),
+    ("set", "Change a setting: KEY=VALUE; may be repeated."),
+    ("formats", "Convert to these: a,b,c (default: those of the definition)."),
+)
+"""Flags whose value may begin with `HOST:`, a name as it stands behind -H: it is for that host alone."""
 
 
 @dataclass(frozen=True)
 class Flags:
-    """Values of the core flags of one command line."""
+    """Values of the core flags of one command line, as they are for one host."""
 
     hosts: tuple[str, ...] = ()
     image: str = ""
@@ -80,15 +86,13 @@ def teach(program: Program) -> None:
     if not program.argv or "hosts" in program.args:
         return  # imported by a test or by `fab`: no `inv` to teach
     stock = program.core_args
-    overrides: list[str] = []
+    seen: dict[str, list[str]] = {name: [] for name, _ in REPEATABLE}
 
     def core_args() -> list[Argument]:
         return [
             *stock(),
             Argument(names=("hosts", "H"), help="Build on this host over SSH (a,b,c: on each of them)."),
-            Argument(names=("image",), help="Image definition (default: config/systemvm.yaml)."),
-            Repeatable(overrides, names=("set",), help="Change a setting: KEY=VALUE; may be repeated."),
-            Argument(names=("formats",), help="Convert to these: a,b,c (default: those of the definition)."),
+            *(Repeatable(seen[name], names=(name,), help=text) for name, text in REPEATABLE),
             Argument(names=("to",), help="With -H: bring files here (default: dist in the checkout)."),
             *(Argument(names=(name,), kind=bool, default=False, help=text) for name, text in SWITCHES),
         ]
@@ -152,7 +156,7 @@ class HostExecutor(Executor):
             if len(flags.hosts) > 1:
                 return self._side_by_side(flags, tasks)
             name = flags.hosts[0] if flags.hosts else ""
-            return self._on(name, flags, tasks)
+            return self._on(name, tasks)
         except KeyboardInterrupt:
             raise BuildError("interrupted", "run it again: finished layers are kept", INTERRUPTED) from None
         except BrokenPipeError:
@@ -160,9 +164,10 @@ class HostExecutor(Executor):
             os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
             raise Exit(code=141) from None
 
-    def _on(self, name: str, flags: Flags, tasks: Any) -> Any:
+    def _on(self, name: str, tasks: Any) -> Any:
         """Run the tasks on one host; errors name it if it is not this machine."""
         try:
+            flags = read_flags(self.core, name)
             with connect(name, self.config) as inner:
                 host = Host(name, inner, flags.debug, flags.rootless)
                 self.context = HostContext(self.config.clone(), host, flags)
@@ -190,7 +195,7 @@ class HostExecutor(Executor):
         with ThreadPoolExecutor(len(flags.hosts)) as pool:
             executors = [type(self)(self.collection, self.config, self.core) for _ in flags.hosts]
             ends = [
-                pool.submit(executor._outcome, name, flags, tasks)
+                pool.submit(executor._outcome, name, tasks)
                 for executor, name in zip(executors, flags.hosts, strict=True)
             ]
             try:
@@ -217,10 +222,10 @@ class HostExecutor(Executor):
             raise BuildError(what, failed[0].hint, codes.pop() if len(codes) == 1 else 1)
         return {}
 
-    def _outcome(self, name: str, flags: Flags, tasks: Any) -> Outcome:
+    def _outcome(self, name: str, tasks: Any) -> Outcome:
         started, error = time.monotonic(), None
         try:
-            self._on(name, flags, tasks)
+            self._on(name, tasks)
         except BuildError as caught:
             error = caught
         except SystemExit as end:
@@ -248,8 +253,8 @@ class HostExecutor(Executor):
         ]
 
 
-def read_flags(core: Any) -> Flags:
-    """Read our flags from what Invoke parsed."""
+def read_flags(core: Any, host: str = "") -> Flags:
+    """Read our flags from what Invoke parsed, as they are for this host of -H."""
     args = core[0].args if core else {}
 
     def given(name: str, default: Any) -> Any:
@@ -259,11 +264,12 @@ def read_flags(core: Any) -> Flags:
     hosts = tuple(dict.fromkeys(name for name in names if name))
     if "hosts" in args and args["hosts"].value is not None and not hosts:
         raise BuildError("-H names no host", "write -H HOST")
+    image, overrides, formats = (meant(given(name, ()), hosts, host) for name, _ in REPEATABLE)
     return Flags(
         hosts,
-        str(given("image", "")),
-        tuple(dict.fromkeys(given("set", ()))),
-        str(given("formats", "")),
+        image[-1] if image else "",
+        overrides,
+        formats[-1] if formats else "",
         bool(given("yes", False)),
         bool(given("frozen", False)),
         bool(given("ask-password", False)),
@@ -273,3 +279,15 @@ def read_flags(core: Any) -> Flags:
         str(given("to", "")),
         bool(given("debug", False)),
     )
+
+
+def meant(values: Iterable[str], hosts: Sequence[str], host: str) -> tuple[str, ...]:
+    """Of values that may begin with `HOST:`, those for this host, without it; its own last: they beat."""
+    everybodys, own = [], []
+    for value in dict.fromkeys(values):
+        whose = max((name for name in hosts if value.startswith(f"{name}:")), key=len, default="")
+        if not whose:
+            everybodys.append(value)
+        elif whose == host:
+            own.append(value.removeprefix(f"{whose}:"))
+    return (*everybodys, *own)

@@ -9,6 +9,7 @@ import re
 import shlex
 import sys
 import time
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -188,7 +189,8 @@ def build(build: Build) -> None:
         )
         bring_home(build, [image])
     if build.flags.formats or build.settings.formats:
-        bring_home(build, _made("convert", _convert(build, build.flags.formats, build.resolution.epoch)))
+        wanted = conversion.chosen(build.flags.formats, build.settings)
+        bring_home(build, _made("convert", _convert(build, wanted, build.resolution.epoch)))
 
 
 def params(build: Build, kind: str) -> None:
@@ -268,7 +270,8 @@ def verify(build: Build, memory: str, target: str) -> None:
     mebibytes = _mebibytes(memory)
     grow_to: int | None = None
     if build.flags.formats:
-        made = _convert(build, build.flags.formats, _need_image(build).get("epoch", 0))
+        formats = conversion.chosen(build.flags.formats, wanted)
+        made = _convert(build, formats, _need_image(build).get("epoch", 0))
         files = {file["format"]: f"{made['folder']}/{file['file']}" for file in made["files"]}
         guests = rendering.guests(wanted, files)
     else:
@@ -287,8 +290,8 @@ def verify(build: Build, memory: str, target: str) -> None:
     )
     build.console.done()
     rendering.show(build.console, result)
-    report = Path(target) if target else CHECKOUT / "dist" / f"{wanted.imagename}.verify.json"
-    report.parent.mkdir(exist_ok=True)
+    report = Path(target) if target else home(build) / f"{wanted.imagename}.verify.json"
+    report.parent.mkdir(parents=True, exist_ok=True)
     report.write_text(json.dumps(result, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     build.console.line(f"report {report}")
     if not rendering.passed(result):
@@ -305,12 +308,11 @@ def _mebibytes(text: str) -> int:
 
 def convert(build: Build, formats: str) -> None:
     """Convert the raw image to the formats asked for, else to those of its definition."""
-    conversion.chosen(formats, build.settings)  # a wrong name is told before an image is asked for
-    bring_home(build, _made("convert", _convert(build, formats, _need_image(build).get("epoch", 0))))
+    wanted = conversion.chosen(formats, build.settings)  # a wrong name is told before an image is asked for
+    bring_home(build, _made("convert", _convert(build, wanted, _need_image(build).get("epoch", 0))))
 
 
-def _convert(build: Build, formats: str, epoch: int) -> dict[str, Any]:
-    wanted = conversion.chosen(formats, build.settings)
+def _convert(build: Build, wanted: Sequence[str], epoch: int) -> dict[str, Any]:
     image, outdir = build.prospect["image"], build.prospect["place"]["location"]
     request = conversion.request(build.loaded, wanted, image, outdir, epoch, build.settings.convert)
     answer: dict[str, Any] = build.order("convert", "convert", **request, location=outdir)
@@ -324,17 +326,23 @@ def _made(verb: str, answer: dict[str, Any]) -> list[str]:
     return [answer["image"]] if verb == "disk" else []
 
 
+def home(build: Build) -> Path:
+    """Where this host's files belong here: dist/ or the folder of --to; of several hosts each has its own."""
+    folder = Path(build.flags.to) if build.flags.to else CHECKOUT / "dist"
+    return (
+        folder / re.sub(r"[^A-Za-z0-9._@-]", "_", build.host.name) if len(build.flags.hosts) > 1 else folder
+    )
+
+
 def bring_home(build: Build, paths: list[str]) -> None:
-    """Fetch these files of a remote host into dist/, or the folder of --to, unless they are there already."""
+    """Fetch these files of a remote host, unless they are there already."""
     if not build.host.remote or not paths:
         return
     if build.flags.no_fetch:
         for path in paths:
             build.console.line(f"left there: {path}")
         return
-    folder = Path(build.flags.to) if build.flags.to else CHECKOUT / "dist"
-    if len(build.flags.hosts) > 1:
-        folder = folder / re.sub(r"[^A-Za-z0-9._@-]", "_", build.host.name)
+    folder = home(build)
     for row in build.host.call("send", paths=paths):
         artifact = Artifact(**row)
         started = time.monotonic()

@@ -216,6 +216,25 @@ def test_flags_are_known_to_every_verb_in_any_position(inv: Inv, argv: tuple[str
     assert answer.flag == flags
 
 
+def test_what_is_meant_for_one_host_is_seen_by_that_host_alone(inv: Inv) -> None:
+    hosts = "-H", "a,b,root@b:2222"
+    own = (
+        *("--set", "b:arch=i386", "--set", "arch=amd64", "--set", "root@b:2222:size=3000"),
+        *("--image", "b:other.yaml", "--image", "all.yaml", "--formats", "a:vhd"),
+    )
+    for line in ((*hosts, *own, "config"), ("config", *own, *hosts)):
+        answer = inv(*line)
+        assert (answer.code, answer.err) == (0, "")
+        seen = dict(zip((host for host, _, _ in answer.calls), answer.flags, strict=True))
+        assert {host: flags.overrides for host, flags in seen.items()} == {
+            "a": ("arch=amd64",),
+            "b": ("arch=amd64", "arch=i386"),
+            "root@b:2222": ("arch=amd64", "size=3000"),
+        }
+        assert [seen[host].image for host in ("a", "b")] == ["all.yaml", "other.yaml"]
+        assert [seen[host].formats for host in ("a", "b")] == ["vhd", ""]
+
+
 def test_a_flag_of_one_line_is_not_there_in_the_next(inv: Inv) -> None:
     assert inv("--set", "a=1", "-H", "h", "config").flag.overrides == ("a=1",)
     assert inv("config").flag == Flags()
