@@ -120,6 +120,24 @@ class Buildhost:
         finally:
             self.inside("nft", "delete table inet cut")
 
+    @contextmanager
+    def narrow(self) -> Iterator[None]:
+        """Make the line from sshd so narrow that an image takes a while."""
+        rules = "add table inet line; add chain inet line out { type filter hook output priority 0 ; }"
+        self.inside(
+            "nft", f"{rules}; add rule inet line out tcp sport 22 limit rate over 4 mbytes/second drop"
+        )
+        try:
+            yield
+        finally:
+            self.inside("nft", "delete table inet line")
+
+    def halt(self, part: str) -> None:
+        """Stop what runs there with this in its command line, as SIGSTOP does."""
+        for number, line in self.processes().items():
+            if part in line:
+                self.inside("kill", "-STOP", str(number))
+
 
 def _mounts(pid: int) -> list[str]:
     return [line.split()[4] for line in Path(f"/proc/{pid}/mountinfo").read_text().splitlines()]

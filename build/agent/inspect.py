@@ -8,14 +8,12 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+from build.agent import media
 from build.agent.events import Emit, Failure
 from build.formats import pieces, raw, unwrap
 from build.formats.extent import Budget, Extent
 from build.formats.findings import Damaged, Finding, collect
 from build.formats.table import KINDS, recognize
-
-LIMIT = 64 << 30
-"""Bytes that are expanded or hashed unless the request says otherwise."""
 
 
 def run(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
@@ -51,19 +49,12 @@ def _inspect(fd: int, path: Path, request: dict[str, Any], emit: Emit) -> dict[s
         "guest_sha256": None,
         "findings": [],
     }
-    limit = int(request.get("limit") or LIMIT)
+    limit = int(request.get("limit") or media.LIMIT)
     if not told["outer"]:
         return {**told, **_look(extent, path.name, limit, request)}
     with tempfile.TemporaryFile(dir=request.get("work")) as space:
-        done = 0
-
-        def report(length: int) -> None:
-            nonlocal done
-            done += length
-            emit("progress", label=f"expand {told['outer']}", done=done, total=extent.size)
-
         try:
-            unwrap.expand(told["outer"], extent, space, limit, report)
+            media.expand(told["outer"], extent, space, emit, limit)
         except Damaged as damage:
             return {**told, "findings": [damage.finding.as_json()]}
         inner = path.name.removesuffix(f".{told['outer']}")

@@ -80,6 +80,7 @@ def work(folder: Path, attempt: Callable[[dict[str, Any], Emit], dict[str, Any]]
     """Be the process of a build: `attempt` makes an event of a request, its result or its failure."""
     asked = json.load(sys.stdin)
     alive = os.open(folder / "alive", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    os.fchmod(alive, 0o644)  # whoever asks may see that it runs, whatever our umask
     try:
         fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -158,17 +159,7 @@ def _told(folder: Path) -> dict[str, Any]:
 
 
 def _runs(folder: Path) -> bool:
-    try:
-        handle = os.open(folder / "alive", os.O_RDONLY | os.O_CLOEXEC)
-    except OSError:
-        return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
-        return True
-    finally:
-        os.close(handle)
-    return False
+    return store.is_held(folder / "alive")
 
 
 def _follow(folder: Path, emit: Emit) -> dict[str, Any]:

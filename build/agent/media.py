@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 from build.agent import process
 from build.agent.events import Emit, Failure
@@ -29,7 +29,7 @@ DRIVERS: Mapping[str, str] = {
 }
 """QEMU's block driver by our name of the format (QEMU, qapi/block-core.json, BlockdevDriver)."""
 LIMIT = 64 << 30
-"""Bytes that an outer compression may expand to."""
+"""Bytes that an outer compression may expand to, unless somebody says otherwise."""
 
 
 @dataclass(frozen=True)
@@ -75,9 +75,10 @@ def opened(image: str, kind: str, work: Path, emit: Emit) -> Iterator[Media]:
         descriptor = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
         stack.callback(os.close, descriptor)
         try:
-            if around := unwrap.recognize(Extent.whole(descriptor)):
+            extent = Extent.whole(descriptor)
+            if around := unwrap.recognize(extent):
                 space = stack.enter_context(tempfile.TemporaryFile(dir=work))
-                expand(around, descriptor, space, emit)
+                expand(around, extent, space, emit)
                 descriptor = space.fileno()
             yield Media(
                 DRIVERS[kind], f"/proc/self/fd/{descriptor}", (descriptor,), _window(descriptor, kind)
@@ -88,9 +89,8 @@ def opened(image: str, kind: str, work: Path, emit: Emit) -> Iterator[Media]:
             ) from None
 
 
-def expand(around: str, descriptor: int, space: Any, emit: Emit) -> None:
-    """Expand an outer compression and tell how far it is."""
-    extent = Extent.whole(descriptor)
+def expand(around: str, extent: Extent, space: BinaryIO, emit: Emit, limit: int = LIMIT) -> None:
+    """Expand an outer compression, to at most `limit` bytes, and tell how far it is."""
     done = 0
 
     def report(length: int) -> None:
@@ -98,7 +98,7 @@ def expand(around: str, descriptor: int, space: Any, emit: Emit) -> None:
         done += length
         emit("progress", label=f"expand {around}", done=done, total=extent.size)
 
-    unwrap.expand(around, extent, space, LIMIT, report)
+    unwrap.expand(around, extent, space, limit, report)
 
 
 def _window(descriptor: int, kind: str) -> tuple[int, int] | None:

@@ -77,12 +77,18 @@ def holder(location: Path) -> str:
 
 def is_locked(location: Path) -> bool:
     """Tell whether a build of another process runs there."""
-    if location in _held or not (location / "lock").exists():
+    return location not in _held and is_held(location / "lock")
+
+
+def is_held(file: Path) -> bool:
+    """Tell whether a process holds this file's lock; one that is not there is nobody's."""
+    try:
+        handle = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
         return False
-    handle = os.open(location / "lock", os.O_RDONLY | os.O_CLOEXEC)
     try:
         fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except OSError:
+    except BlockingIOError:
         return True
     finally:
         os.close(handle)

@@ -2,146 +2,20 @@
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import json
 import os
-import pty
-import shutil
 import signal
 import subprocess
-import threading
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from tests import cli
-from tests.buildhost import HOST, PASSWORD, USERS, Buildhost, wait_for
+from tests.buildhost import HOST, Buildhost, wait_for
 from tests.images import STEPS, TINY, Built, sha256
+from tests.remote.clients import FLAGS, begun, is_free, provide, run, start
 
 pytestmark = pytest.mark.remote
-FLAGS = (*TINY, "--frozen")
-ALL = ("root", *USERS)
-
-
-def provide(tiny: Built, there: Buildhost, user: str, name: str) -> tuple[str, Path]:
-    """A LOCATION of this user's that knows the package set of the shared build: its path there, and here."""
-    base = there.folder / (f"home/{user}" if user == "carol" else "images")
-    shown = f"/home/{user}/{name}" if user == "carol" else f"/var/lib/images/{name}"
-    here = base / name
-    for folder in ("resolutions", "debs"):
-        shutil.copytree(tiny.location / folder, here / folder)
-    if user == "carol":
-        for path in (here, *here.rglob("*")):
-            os.chown(path, USERS[user], USERS[user])
-    return shown, here
-
-
-def start(there: Buildhost, user: str, *arguments: str) -> subprocess.Popen[str]:
-    """Start a client of this user's; bob's sits at a terminal, where his password is typed."""
-    line = ("-H", f"{user}@{HOST}", *arguments)
-    if user != "bob":
-        return cli.start(*line, prefix=there.prefix, env=there.env)
-    ours, theirs = pty.openpty()
-    child = subprocess.Popen(
-        [*there.prefix, *cli.INV, *line],
-        cwd=cli.CHECKOUT,
-        env=cli.environment(there.env),
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        start_new_session=True,
-        text=True,
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
-    )
-    os.close(theirs)
-    threading.Thread(target=_answer, args=(ours,), daemon=True).start()
-    return child
-
-
-def _answer(ours: int) -> None:
-    shown, answered = b"", False
-    with contextlib.suppress(OSError):
-        while chunk := os.read(ours, 4096):
-            shown += chunk
-            if not answered and b"sudo password of bob" in shown:
-                answered = True
-                os.write(ours, f"{PASSWORD}\n".encode())
-    os.close(ours)
-
-
-def cut(how: str, there: Buildhost, clients: list[subprocess.Popen[str]]) -> None:
-    """Cut every client off, and see that the host is empty then."""
-    with contextlib.ExitStack() as stack:
-        if how == "client -9":
-            for client in clients:
-                os.killpg(client.pid, signal.SIGKILL)
-        elif how == "Ctrl-C":
-            for client in clients:
-                os.killpg(client.pid, signal.SIGINT)
-        elif how == "session -9":
-            there.kill_sessions()
-        else:
-            stack.enter_context(there.silence())
-        there.wait_until_empty()
-        for client in clients:
-            said, _ = client.communicate(timeout=60)
-            assert client.returncode != 0
-            assert how != "Ctrl-C" or client.returncode == 130
-            if said and how == "no network":
-                assert "the network is gone" in said
-                assert "Traceback" not in said
-
-
-def begun(location: Path) -> Callable[[], object]:
-    """Tells whether the lowest layer is in the making."""
-    return lambda: list(location.glob("cache/*/.debootstrap-*.part/tree"))
-
-
-def is_free(location: Path) -> bool:
-    """Whether nobody holds LOCATION's lock."""
-    with (location / "lock").open("rb") as lock:
-        try:
-            fcntl.flock(lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError:
-            return False
-    return True
-
-
-HOWS = ("client -9", "session -9", "no network")
-
-
-@pytest.mark.parametrize("how", [*HOWS, "Ctrl-C"])
-def test_nothing_is_left_of_a_build_that_is_cut_off(how: str, tiny: Built, there: Buildhost) -> None:
-    """Four users at once: root, sudo, sudo with a password, and one who builds without root."""
-    name = how.replace(" ", "")
-    places = {user: provide(tiny, there, user, f"{user}-{name}") for user in ALL}
-    clients = [
-        start(there, user, "debootstrap", *FLAGS, "--set", f"location={shown}")
-        for user, (shown, _) in places.items()
-    ]
-    for _, here in places.values():
-        wait_for(begun(here))
-    cut(how, there, clients)
-    for _, here in places.values():
-        assert is_free(here)
-        assert not list(here.glob("cache/*/debootstrap-*"))
-        shutil.rmtree(here)
-
-
-@pytest.fixture(scope="session")
-def ready(tiny: Built, there: Buildhost) -> tuple[str, ...]:
-    """A finished build there, linked from the shared one; answers the flags that mean it."""
-    subprocess.run(["cp", "-al", tiny.location, there.folder / "images/ready"], check=True)
-    return (*FLAGS, "--set", "location=/var/lib/images/ready")
-
-
-def run(there: Buildhost, user: str, *arguments: str) -> str:
-    """Run a command line to its good end; every line it prints names the host."""
-    said = cli.succeed("-H", f"{user}@{HOST}", *arguments, prefix=there.prefix, env=there.env)
-    assert all(line.startswith(f"{user}@{HOST} | ") for line in said.splitlines()), said
-    return said
 
 
 def test_a_build_that_is_left_to_the_host_comes_home_with_the_same_bytes(
@@ -240,19 +114,6 @@ def test_conversion_there_gives_the_same_bytes(there: Buildhost, tmp_path: Path)
     assert "vmdk" in run(there, "alice", "inspect", "/var/lib/images/small/tiny.vmdk", *there_flags).lower()
 
 
-@pytest.mark.parametrize("how", HOWS)
-def test_nothing_is_left_of_a_shell_that_is_cut_off(
-    how: str, ready: tuple[str, ...], there: Buildhost
-) -> None:
-    users = ("root", "alice", "bob")
-    clients = [
-        start(there, user, "shell", *ready, "--command", f"sleep 77{n}") for n, user in enumerate(users)
-    ]
-    wait_for(lambda: all(f"sleep 77{number}" in str(there.processes()) for number in range(len(users))))
-    cut(how, there, clients)
-    assert not list((there.folder / "images/ready").glob(".shell-*"))
-
-
 def test_a_shell_gives_its_status_and_sees_the_tree(ready: tuple[str, ...], there: Buildhost) -> None:
     line = ("-H", f"alice@{HOST}", "shell", *ready, "--command")
     done = cli.inv(*line, "cat /etc/hostname", prefix=there.prefix, env=there.env)
@@ -289,19 +150,6 @@ def test_several_hosts_work_side_by_side_and_one_that_fails_stops_none(there: Bu
         [hosts[1], "FAIL"],
         [hosts[2], "ok"],
     ]
-
-
-def test_ctrl_c_ends_the_work_on_every_host(tiny: Built, there: Buildhost) -> None:
-    """The two hosts are one, where the second build waits for the first."""
-    shown, here = provide(tiny, there, "root", "both")
-    hosts = f"root@{HOST},alice@{HOST}"
-    line = ("-H", hosts, "debootstrap", *FLAGS, "--set", f"location={shown}")
-    client = cli.start(*line, prefix=there.prefix, env=there.env)
-    wait_for(begun(here))
-    wait_for(lambda: str(there.processes()).count("__main__.py serve") >= 2)
-    cut("Ctrl-C", there, [client])
-    assert is_free(here)
-    assert not list(here.glob("cache/*/debootstrap-*"))
 
 
 def test_a_full_disk_there_is_told_before_anything_is_done(there: Buildhost) -> None:

@@ -1,0 +1,132 @@
+"""Whatever cuts a client off, and whenever: no process, no mount and no lock is left on the host."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import shutil
+import signal
+import subprocess
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from tests import cli
+from tests.buildhost import HOST, Buildhost, wait_for
+from tests.images import Built, link
+from tests.remote.clients import ALL, FLAGS, begun, is_free, provide, start, whereabouts
+
+pytestmark = pytest.mark.remote
+
+
+def cut(how: str, there: Buildhost, clients: list[subprocess.Popen[str]]) -> None:
+    """Cut every client off, and see that the host is empty then."""
+    with contextlib.ExitStack() as stack:
+        if how == "client -9":
+            for client in clients:
+                os.killpg(client.pid, signal.SIGKILL)
+        elif how == "Ctrl-C":
+            for client in clients:
+                os.killpg(client.pid, signal.SIGINT)
+        elif how == "session -9":
+            there.kill_sessions()
+        else:
+            stack.enter_context(there.silence())
+        there.wait_until_empty()
+        for client in clients:
+            said, _ = client.communicate(timeout=60)
+            assert client.returncode != 0
+            assert how != "Ctrl-C" or client.returncode == 130
+            if said and how == "no network":
+                assert "the network is gone" in said
+                assert "Traceback" not in said
+
+
+HOWS = ("client -9", "session -9", "no network")
+
+
+@dataclass(frozen=True)
+class Moment:
+    """When a build is cut off: the verbs that lead there, what they lack, and what shows that they are there.
+
+    Paths are patterns below LOCATION, but for `shows` of a file on its way home. `halt`: a step is too quick
+    to be caught by four clients at once, so its script stands still as soon as it has begun.
+    """
+
+    verbs: tuple[str, ...]
+    lacks: str
+    shows: str
+    halt: bool = False
+
+    def come(self, folder: Path) -> Callable[[], object]:
+        """Tells whether a build in this folder is there."""
+        return lambda: list(folder.glob(self.shows))
+
+
+MOMENTS = {
+    "a first layer": Moment(("debootstrap",), "cache/*/debootstrap-*", "cache/*/.debootstrap-*.part/tree"),
+    "a layer on others": Moment(
+        ("tweak",), "cache/*/initramfs-*", "cache/*/.initramfs-*.part/tree/*", halt=True
+    ),
+    "the disk": Moment(("disk",), "tiny.img.json", ".tiny.img.part/tiny.img", halt=True),
+    "a conversion": Moment(("convert.vmdk",), "tiny.vmdk", ".tiny.vmdk.part"),
+    "the way home": Moment(("build",), "", ".tiny.img.*.part"),
+}
+CUTS = [(how, moment) for how in HOWS for moment in MOMENTS]
+
+
+@pytest.mark.parametrize(("how", "moment"), [*CUTS, ("Ctrl-C", "a first layer"), ("Ctrl-C", "a conversion")])
+def test_nothing_is_left_of_a_build_that_is_cut_off(
+    how: str, moment: str, finished: dict[str, Path], there: Buildhost, tmp_path: Path
+) -> None:
+    """Four users at once: root, sudo, sudo with a password, and one who builds without root."""
+    wanted = MOMENTS[moment]
+    places = {user: whereabouts(there, user, f"{user}-cut") for user in ALL}
+    with contextlib.ExitStack() as stack:
+        if moment == "the way home":
+            stack.enter_context(there.narrow())
+        clients = []
+        for user, (shown, here) in places.items():
+            link(finished[user], here)
+            stack.callback(shutil.rmtree, here)
+            for path in here.glob(wanted.lacks) if wanted.lacks else ():
+                subprocess.run(["rm", "-r", path], check=True)
+            own = ("--set", f"location={shown}", "--to", str(tmp_path / user))
+            clients.append(start(there, user, *wanted.verbs, *FLAGS, *own))
+        for user, (shown, here) in places.items():
+            wait_for(wanted.come(tmp_path / user if moment == "the way home" else here))
+            if wanted.halt:
+                there.halt(f"{shown}/.run-")
+        cut(how, there, clients)
+        for user, (_, here) in places.items():
+            assert is_free(here)
+            assert not wanted.lacks or not list(here.glob(wanted.lacks))
+            assert not (tmp_path / user / "tiny.img").exists()
+
+
+@pytest.mark.parametrize("how", HOWS)
+def test_nothing_is_left_of_a_shell_that_is_cut_off(
+    how: str, ready: tuple[str, ...], there: Buildhost
+) -> None:
+    users = ("root", "alice", "bob")
+    clients = [
+        start(there, user, "shell", *ready, "--command", f"sleep 77{n}") for n, user in enumerate(users)
+    ]
+    wait_for(lambda: all(f"sleep 77{number}" in str(there.processes()) for number in range(len(users))))
+    cut(how, there, clients)
+    assert not list((there.folder / "images/ready").glob(".shell-*"))
+
+
+def test_ctrl_c_ends_the_work_on_every_host(tiny: Built, there: Buildhost) -> None:
+    """The two hosts are one, where the second build waits for the first."""
+    shown, here = provide(tiny, there, "root", "both")
+    hosts = f"root@{HOST},alice@{HOST}"
+    line = ("-H", hosts, "debootstrap", *FLAGS, "--set", f"location={shown}")
+    client = cli.start(*line, prefix=there.prefix, env=there.env)
+    wait_for(begun(here))
+    wait_for(lambda: str(there.processes()).count("__main__.py serve") >= 2)
+    cut("Ctrl-C", there, [client])
+    assert is_free(here)
+    assert not list(here.glob("cache/*/debootstrap-*"))
