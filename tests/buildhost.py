@@ -31,6 +31,8 @@ bob ALL=(ALL) ALL
 """
 HOST, JUMP = "127.0.0.1", "127.0.0.2"
 JUMP_PORT = 2222
+RELAY, LATE = CHECKOUT / "tests/remote/relay.py", 0.05
+"""Makes the host `far`: seconds from here to there, and as many back."""
 HIDDEN = ("/tmp", str(CHECKOUT), sys.prefix)
 
 
@@ -223,6 +225,8 @@ def write_client(folder: Path) -> None:
         f"Host behind\n  HostName {HOST}\n  ProxyJump root@{JUMP}:{JUMP_PORT}\n"
         f"Host piped\n  HostName {HOST}\n  User root\n"
         "  ProxyCommand bash -c 'exec 3<>/dev/tcp/%h/%p; cat <&3 & cat >&3'\n"
+        f"Host far\n  HostName {HOST}\n  User root\n"
+        f"  ProxyCommand {shlex.join([sys.executable, '-I', str(RELAY)])} %h %p {LATE} {folder}/turns\n"
     )
     (ssh / "more").write_text(f"Host included\n  HostName {HOST}\n  User alice\n")
 

@@ -58,6 +58,37 @@ def test_files_may_stay_there(ready: tuple[str, ...], there: Buildhost, tmp_path
     assert not (tmp_path / "none").exists()
 
 
+def test_a_step_costs_at_most_three_round_trips(ready: tuple[str, ...], there: Buildhost) -> None:
+    """On a line of 100 ms there and back; the login, which all verbs have in common, is taken off."""
+
+    def cost(*line: str) -> tuple[str, int]:
+        told = cli.succeed("-H", "far", *line, *ready, prefix=there.prefix, env=there.env)
+        return told.replace("far | ", ""), (there.folder / "turns").stat().st_size
+
+    _, login = cost("config")
+    told, all_of_it = cost("build", "--no-fetch")
+    steps = cli.states(told)
+    assert set(steps.values()) == {"cached"}
+    assert 1 < all_of_it - login <= 3 * len(steps)
+
+
+def test_every_verb_that_looks_does_so_there(ready: tuple[str, ...], there: Buildhost) -> None:
+    """And leaves it as it was."""
+
+    def lie() -> dict[Path, int]:
+        return {path: path.lstat().st_mtime_ns for path in (there.folder / "images/ready").rglob("*")}
+
+    before = lie()
+    assert " frozen " in run(there, "alice", "resolve", *ready)
+    assert run(there, "alice", "plan", *ready).count(" cached ") == len(STEPS)
+    assert "nothing changed" in run(there, "alice", "why", "tweak", *ready)
+    assert "0 things" in run(there, "alice", "clean", "--cache", "--dry-run", *ready)
+    told = cli.inv("-H", f"alice@{HOST}", "doctor", *ready, prefix=there.prefix, env=there.env).stdout
+    assert re.search(r"ok +privileges +root\n", told)
+    assert re.search(r"ok +overlay +works\n", told)
+    assert lie() == before
+
+
 def test_fetching_goes_on_where_it_was_cut_off(
     tiny: Built, ready: tuple[str, ...], there: Buildhost, tmp_path: Path
 ) -> None:

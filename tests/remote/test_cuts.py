@@ -14,8 +14,9 @@ from pathlib import Path
 import pytest
 
 from tests import cli
-from tests.buildhost import HOST, Buildhost, wait_for
-from tests.images import Built, link
+from tests.boot.guest import disk, sector
+from tests.buildhost import HOST, USERS, Buildhost, wait_for
+from tests.images import TINY, Built, link
 from tests.remote.clients import ALL, FLAGS, begun, is_free, provide, start, whereabouts
 
 pytestmark = pytest.mark.remote
@@ -117,6 +118,25 @@ def test_nothing_is_left_of_a_shell_that_is_cut_off(
     wait_for(lambda: all(f"sleep 77{number}" in str(there.processes()) for number in range(len(users))))
     cut(how, there, clients)
     assert not list((there.folder / "images/ready").glob(".shell-*"))
+
+
+@pytest.mark.parametrize("verb", ["boot", "verify"])
+@pytest.mark.parametrize("how", HOWS)
+def test_no_guest_outlives_who_started_it(how: str, verb: str, there: Buildhost) -> None:
+    """A guest that never ends, for each of the four users."""
+    clients = []
+    with contextlib.ExitStack() as stack:
+        for user in ALL:
+            shown, here = whereabouts(there, user, "guest")
+            (here / "logs").mkdir(parents=True, exist_ok=True)
+            disk(here / "tiny.img", sector("\nLinux version 6 (me)\n"))
+            if user == "carol":
+                for path in (here, *here.iterdir()):
+                    os.chown(path, USERS[user], USERS[user])
+            stack.callback(shutil.rmtree, here, ignore_errors=True)
+            clients.append(start(there, user, verb, *TINY, "--set", f"location={shown}"))
+        wait_for(lambda: str(there.processes()).count("qemu-system-x86_64 -") >= len(ALL))
+        cut(how, there, clients)
 
 
 def test_ctrl_c_ends_the_work_on_every_host(tiny: Built, there: Buildhost) -> None:
