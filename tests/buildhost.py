@@ -33,6 +33,8 @@ HOST, JUMP = "127.0.0.1", "127.0.0.2"
 JUMP_PORT = 2222
 RELAY, LATE = CHECKOUT / "tests/remote/relay.py", 0.05
 """Makes the host `far`: seconds from here to there, and as many back."""
+AGENT = "systemvm-agent-"
+"""How the folders of the agent are called, which stay for the next run."""
 HIDDEN = ("/tmp", str(CHECKOUT), sys.prefix)
 
 
@@ -91,9 +93,13 @@ class Buildhost:
         return found
 
     def wait_until_empty(self, seconds: float = 40) -> None:
-        """Wait until nothing of ours runs there, and see that nothing is mounted."""
+        """Wait until nothing of ours runs there, and see that no mount and no temporary file is left."""
         self.wait_until_idle(seconds)
         assert _mounts(self.pid) == self.mounts
+        assert self.inside("ls", "-A", "/tmp") == ""
+        assert [
+            name for name in self.inside("ls", "-A", "/var/tmp").split() if not name.startswith(AGENT)
+        ] == []
 
     def wait_until_idle(self, seconds: float = 40) -> None:
         """Wait until nothing of ours runs there."""

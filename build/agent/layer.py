@@ -72,6 +72,7 @@ def variables(part: Path, request: Mapping[str, Any]) -> dict[str, str]:
         "FILES": str(part / "files"),
         "SECRETS": str(part / "secrets"),
         "WORK": str(part / "scratch"),
+        "TMPDIR": str(part / "scratch"),  # what a killed tool leaves goes with the part
         "PYTHON": sys.executable,
         "SOURCE_DATE_EPOCH": str(request["epoch"]),
         **request.get("variables", {}),

@@ -53,13 +53,14 @@ in_tree() {
         done
         chmod 755 "$ROOT/run"
         mkdir "$ROOT/run/lock"
+        unset TMPDIR # a folder of the host
         cd /
         exec chroot "$ROOT" "$@"
     ' in_tree "$@" </dev/null 3>&-
 }
 """
-"""Variables set before it: ROOT FILES WORK SECRETS PYTHON MODE SOURCE_DATE_EPOCH (and DEBS, OUT, SEED where
-a step has them). Part of every key, because it is part of what runs."""
+"""Variables set before it: ROOT FILES WORK TMPDIR SECRETS PYTHON MODE SOURCE_DATE_EPOCH (and DEBS, OUT, SEED
+where a step has them). Part of every key, because it is part of what runs."""
 
 
 def render(script: str) -> str:

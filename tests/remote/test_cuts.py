@@ -67,7 +67,9 @@ class Moment:
 
 
 MOMENTS = {
-    "a first layer": Moment(("debootstrap",), "cache/*/debootstrap-*", "cache/*/.debootstrap-*.part/tree"),
+    "a first layer": Moment(
+        ("debootstrap",), "cache/*/debootstrap-*", "cache/*/.debootstrap-*.part/scratch/mmdeb*"
+    ),
     "a layer on others": Moment(
         ("tweak",), "cache/*/initramfs-*", "cache/*/.initramfs-*.part/tree/*", halt=True
     ),
