@@ -21,6 +21,17 @@ def hidden(question: str) -> str | None:
         return getpass.getpass(f"{question}: ")
 
 
+@functools.cache
+def _once(question: str) -> str | None:
+    return hidden(question)
+
+
+def once(question: str) -> str | None:
+    """Ask for a secret, once a run, however many hosts want to know; None where there is no terminal."""
+    with _asked:
+        return _once(question)
+
+
 def new_password(of: str) -> str:
     """Ask for a new password twice, whichever host asks, once a run; raises BuildError."""
     with _asked:

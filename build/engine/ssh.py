@@ -7,7 +7,7 @@ import os
 import shlex
 import shutil
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from typing import Any
 from invoke import Config, Context
 from invoke.exceptions import ThreadException
 
-from build.engine import address, knownhosts
+from build.engine import address, knownhosts, prompt
 from build.engine.address import Address, Written
 from build.engine.errors import BuildError
 from build.engine.host import Host
@@ -40,8 +40,15 @@ def connect(name: str, config: Config) -> Iterator[Context]:
         yield _open(address.read(name), (), config, stack)
 
 
-def _open(written: Written, jumps: tuple[str, ...], config: Config, stack: ExitStack, hops: int = 0) -> Any:
-    """Open one hop, the hops before it first."""
+def _open(
+    written: Written,
+    jumps: tuple[str, ...],
+    config: Config,
+    stack: ExitStack,
+    hops: int = 0,
+    unlocked: Any = None,
+) -> Any:
+    """Open one hop, the hops before it first; with a key that a passphrase unlocked if nothing else helps."""
     from fabric import Config as SshConfig  # only a remote run pays for the import
     from fabric import Connection
     from paramiko import AuthenticationException, ProxyCommand, SSHException
@@ -55,6 +62,7 @@ def _open(written: Written, jumps: tuple[str, ...], config: Config, stack: ExitS
     options: dict[str, Any] = {
         "key_filename": [str(key) for key in found.keys],
         "look_for_keys": False,
+        "pkey": unlocked,
         "transport_factory": _transport(knownhosts.kinds(entries, _names(found))),
     }
     try:
@@ -80,10 +88,15 @@ def _open(written: Written, jumps: tuple[str, ...], config: Config, stack: ExitS
         stack.callback(connection.close)
         connection.open()
     except AuthenticationException as error:
+        locked = [key for key in found.keys if _is_locked(key)]
+        if unlocked is None and (unlocked := _unlock(locked)):
+            return _open(written, jumps, config, stack, hops, unlocked)
         keys = ", ".join(map(str, found.keys)) or "no key file"
         raise BuildError(
             f"{_what(written, hops)} lets {found.user} in with none of: {keys}, keys of the agent ({error})",
-            f"try: ssh {shlex.join(written.words)} true",
+            f"unlock {locked[0]}: ssh-add {locked[0]}"
+            if locked and not unlocked
+            else f"try: ssh {shlex.join(written.words)} true",
         ) from None
     except (OSError, EOFError, SSHException) as error:
         reason = str(error) or type(error).__name__
@@ -91,6 +104,32 @@ def _open(written: Written, jumps: tuple[str, ...], config: Config, stack: ExitS
             f"cannot reach {_what(written, hops)}: {reason}", f"try: ssh {shlex.join(written.words)} true"
         ) from None
     return connection
+
+
+def _is_locked(key: Path) -> bool:
+    """Whether only a passphrase opens this private key."""
+    from paramiko import PKey
+
+    try:
+        PKey.from_path(key)
+    except TypeError:  # how `cryptography` says it, of every kind of key
+        return True
+    except Exception:
+        return False
+    return False
+
+
+def _unlock(locked: Iterable[Path]) -> Any:
+    """Open the first of these keys whose passphrase somebody knows, each asked for once a run; else None."""
+    from paramiko import PKey
+
+    for key in locked:
+        if given := prompt.once(f"passphrase of {key} (empty: do without)"):
+            try:
+                return PKey.from_path(key, given.encode())
+            except ValueError:
+                raise BuildError(f"that is not the passphrase of {key}", "run it again") from None
+    return None
 
 
 def resolve(written: Written, jumps: tuple[str, ...], config: Config) -> Address:

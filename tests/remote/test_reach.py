@@ -129,6 +129,44 @@ def test_a_key_that_is_not_wanted_is_told_so(there: Buildhost, ssh: Path, tmp_pa
     assert f"{tmp_path}/other" in said
 
 
+@pytest.fixture
+def locked(there: Buildhost, ssh: Path, tmp_path: Path) -> Path:
+    """The client's key behind PASSWORD, and no other."""
+    key = tmp_path / "locked"
+    shutil.copy(there.client / ".ssh/id_ed25519", key)
+    subprocess.run(["ssh-keygen", "-q", "-p", "-N", PASSWORD, "-f", key], check=True, capture_output=True)
+    (ssh / "config").write_text(
+        f"Host *\n  IdentityFile {key}\n  IdentitiesOnly yes\n"
+        f"Host behind\n  HostName {HOST}\n  ProxyJump root@{JUMP}:{JUMP_PORT}\n"
+    )
+    return key
+
+
+def test_a_passphrase_is_asked_once_for_all_hops_and_hosts(there: Buildhost, locked: Path) -> None:
+    question = f"passphrase of {locked} (empty: do without)"
+    line = ["-H", f"behind,root@{HOST}", *CONFIG]
+    status, shown = on_terminal(there, line, [(question, PASSWORD)])
+    assert status == 0, shown
+    assert shown.count("passphrase of") == 1
+    assert PASSWORD not in shown
+    status, shown = on_terminal(there, line[:1] + line[1].split(",")[1:] + line[2:], [(question, "wrong")])
+    assert status == 1
+    assert f"error: root@{HOST}: that is not the passphrase of {locked}" in shown
+    status, shown = on_terminal(there, ["-H", f"root@{HOST}", *CONFIG], [(question, "")])
+    assert status == 1
+    assert f"hint: unlock {locked}: ssh-add {locked}" in shown
+    assert f"ssh-add {locked}" in refuse(there, "-H", f"root@{HOST}", *CONFIG)  # nobody is there to ask
+
+
+def test_a_key_that_the_agent_has_is_not_asked_about(there: Buildhost, locked: Path, tmp_path: Path) -> None:
+    key = there.client / ".ssh/id_ed25519"
+    shutil.copy(f"{key}.pub", f"{locked}.pub")
+    script = 'ssh-add -q "$1"; shift; exec "$@"'
+    agent = [*there.prefix, "ssh-agent", "bash", "-euc", script, "agent", str(key)]
+    told = cli.inv("-H", f"root@{HOST}", *CONFIG, prefix=agent, env={"HOME": there.env["HOME"]})
+    assert "LOCATION" in told.stdout, told.stderr
+
+
 def test_a_user_whom_the_machine_does_not_know_is_told_so(there: Buildhost, tmp_path: Path) -> None:
     """As in a container that was started with a number for a user: ssh refuses to work there."""
     home, number = tmp_path / "home", 54399
