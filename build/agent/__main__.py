@@ -89,7 +89,12 @@ def _answer(request: Request) -> None:
 
 
 def _attempt(request: Request, tell: Emit) -> dict[str, Any]:
-    """Do what a request asks; answers the event of its result or its failure."""
+    """Do what a request asks; answers the event of its result or its failure.
+
+    `compressors` of a request is the folder that those which came along are imported from.
+    """
+    if (folder := request.pop("compressors", sys.path[0])) not in sys.path:
+        sys.path.insert(0, folder)
     try:
         return {"event": "result", "value": _verb(request.pop("verb")).run(request, tell)}
     except Failure as failure:
