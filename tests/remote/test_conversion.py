@@ -128,11 +128,12 @@ def test_a_client_whose_own_do_not_load_there_fetches_those_that_do(
     offline = {**bare.env, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path / "none")}
     client = {"checkout": mac, "env": offline}
     cli.succeed("-H", f"alice@{HOST}", "config", *TINY, prefix=bare.prefix, **client)
-    line = ("-H", f"alice@{HOST}", *VERBS, *flags(ABROAD))
-    said = cli.refuse(*line, prefix=bare.prefix, **client)
-    assert f"alice@{HOST}: no compressors for its Python 3." in said
-    assert "No matching distribution found for" in said
-    assert "PIP_INDEX_URL" in said.splitlines()[-1]
+    for verbs in (VERBS, ("build", "--formats", "vmdk")):
+        line = ("-H", f"alice@{HOST}", *verbs, *flags(ABROAD))
+        said = cli.refuse(*line, prefix=bare.prefix, **client)
+        assert f"alice@{HOST}: no compressors for its Python 3." in said
+        assert "No matching distribution found for" in said
+        assert "PIP_INDEX_URL" in said.splitlines()[-1]
     assert list(bare.folder.glob("vartmp/systemvm-agent-*"))
     assert not list(bare.folder.glob("vartmp/systemvm-compressors-*"))
     assert not list((mac / ".venv/wheels").iterdir())
