@@ -91,9 +91,10 @@ def _answer(request: Request) -> None:
 def _attempt(request: Request, tell: Emit) -> dict[str, Any]:
     """Do what a request asks; answers the event of its result or its failure.
 
-    `compressors` of a request is the folder that those which came along are imported from.
+    A request's `compressors` is the folder of those that came along.
     """
-    if (folder := request.pop("compressors", sys.path[0])) not in sys.path:
+    folder = request.pop("compressors", "")
+    if folder and folder not in sys.path:
         sys.path.insert(0, folder)
     try:
         return {"event": "result", "value": _verb(request.pop("verb")).run(request, tell)}
