@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 INV = (sys.executable, "-m", "invoke")
@@ -20,12 +21,16 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
 
 
 def inv(
-    *arguments: str, prefix: Sequence[str] = (), env: Mapping[str, str] | None = None, cwd: Path = CHECKOUT
+    *arguments: str,
+    prefix: Sequence[str] = (),
+    env: Mapping[str, str] | None = None,
+    checkout: Path = CHECKOUT,
 ) -> subprocess.CompletedProcess[str]:
-    """Run one command line to its end."""
+    """Run one command line to its end, in this checkout or another with a `.venv` of its own."""
+    own = INV if checkout == CHECKOUT else (str(checkout / ".venv/bin/python"), *INV[1:])
     return subprocess.run(
-        [*prefix, *INV, *arguments],
-        cwd=cwd,
+        [*prefix, *own, *arguments],
+        cwd=checkout,
         env=environment(env),
         stdin=subprocess.DEVNULL,
         capture_output=True,
@@ -53,16 +58,16 @@ def start(
     )
 
 
-def succeed(*arguments: str, prefix: Sequence[str] = (), env: Mapping[str, str] | None = None) -> str:
+def succeed(*arguments: str, **where: Any) -> str:
     """Run one that must end well; answers what it printed."""
-    done = inv(*arguments, prefix=prefix, env=env)
+    done = inv(*arguments, **where)
     assert done.returncode == 0, f"{arguments}\n{done.stdout}\n{done.stderr}"
     return done.stdout
 
 
-def refuse(*arguments: str, prefix: Sequence[str] = (), env: Mapping[str, str] | None = None) -> str:
+def refuse(*arguments: str, **where: Any) -> str:
     """Run one that must be refused with one clear error, a hint and no traceback; answers the error."""
-    done = inv(*arguments, prefix=prefix, env=env)
+    done = inv(*arguments, **where)
     assert done.returncode not in (0, -9), done.stdout
     assert "Traceback" not in done.stderr + done.stdout
     lines = done.stderr.strip().splitlines()

@@ -89,7 +89,13 @@ def _answer(request: Request) -> None:
 
 
 def _attempt(request: Request, tell: Emit) -> dict[str, Any]:
-    """Do what a request asks; answers the event of its result or its failure."""
+    """Do what a request asks; answers the event of its result or its failure.
+
+    A request's `compressors` is the folder of those that came along.
+    """
+    folder = request.pop("compressors", "")
+    if folder and folder not in sys.path:
+        sys.path.insert(0, folder)
     try:
         return {"event": "result", "value": _verb(request.pop("verb")).run(request, tell)}
     except Failure as failure:

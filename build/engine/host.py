@@ -16,6 +16,7 @@ import secrets
 import shlex
 import sys
 import tarfile
+import tempfile
 import threading
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -40,6 +41,12 @@ GOODBYE = 5.0
 """Seconds that an agent may take to end; a remote one that does not answer is left to its own silence."""
 COMPRESSING = ("convert", "inspect")
 """Verbs that need the pinned compressors."""
+STOCK = CHECKOUT / ".venv" / "wheels"
+"""Compressors for other hosts than such as this machine; gone with the lock that `.venv` was made from."""
+PIP = (
+    *("download", "--quiet", "--no-deps", "--only-binary=:all:", "--require-hashes", "--no-input"),
+    *("--disable-pip-version-check", "--progress-bar=off"),
+)
 PROMPT = "[sudo] password: "
 WINDOW, PACKET = 1 << 24, 1 << 18
 """Bytes on the way unacknowledged, and in one packet; OpenSSH takes packets of up to 256 KiB."""
@@ -65,10 +72,12 @@ def sudo():
 def there(name):
     folder = "/var/tmp/%s-%d" % (name, os.getuid())
     try:
-        mine = os.lstat(folder).st_uid == os.getuid() and os.path.exists(folder + "/build/agent/__main__.py")
-        if mine:
-            os.utime(folder)  # it is in use
-        return mine
+        if os.lstat(folder).st_uid != os.getuid():
+            return False
+        files = [os.path.join(top, file) for top, _, files in os.walk(folder) for file in files]
+        for path in [folder] + files:
+            os.utime(path)  # in use: neither we nor systemd-tmpfiles, which goes by files, shall remove it
+        return bool(files)
     except OSError:
         return False
 
@@ -142,9 +151,7 @@ class Host:
 
     def call(self, verb: str, on_event: OnEvent | None = None, **request: Any) -> Any:
         """Have the agent do something and wait for the result; its failure becomes a BuildError."""
-        if verb in COMPRESSING:
-            self.need_compressors()
-        return self.session.call(verb, on_event or (lambda _event: None), request)
+        return self.session.call(verb, on_event or (lambda _event: None), {**request, **self.outfit(verb)})
 
     @property
     def session(self) -> Session:
@@ -196,27 +203,20 @@ class Host:
         """What the agent's stdin begins with: what sudo wants to read."""
         return f"{self._sudo.password}\n" if self.remote and self._sudo.password else ""
 
-    def need_compressors(self) -> None:
-        """Raise BuildError if the host's Python cannot load the compressors that come with the agent."""
-        if self.remote and (reason := compressors.misfit(self._ground)):
-            python = ".".join(map(str, self._ground["version"][:2]))
-            raise BuildError(
-                f"{self.name}: {reason}",
-                f"use a client with {self._ground['machine']} Linux and that Python: "
-                f"PYTHON=python{python} ./inv ...",
-            )
+    def outfit(self, verb: str) -> dict[str, str]:
+        """What a request of this verb needs besides: on a remote host, the folder of the compressors.
 
-    @cached_property
-    def _packs(self) -> dict[str, bytes]:
-        """What may be shipped, by the folder it goes to: the agent alone, and with the compressors."""
-        packs = (pack(), pack(compressors.files()))
-        return {f"systemvm-agent-{hashlib.sha256(packed).hexdigest()[:16]}": packed for packed in packs}
+        Brings them there. Raises BuildError: there are none that load there, or they cannot be had.
+        """
+        return {"compressors": self._compressors} if self.remote and verb in COMPRESSING else {}
 
     @cached_property
     def _ground(self) -> dict[str, Any]:
         """What the probe tells of a remote host and of who we are there."""
         probe = PROBE_SHELL.replace("PROBE", shlex.quote(PROBE))
-        said = self.run(shlex.join(["exec", "sh", "-c", probe, "sh", *self._packs]))
+        packs = [("agent", self._agent), *(("compressors", packed) for packed in self._stock.values())]
+        names = [address(kind, packed) for kind, packed in packs]
+        said = self.run(shlex.join(["exec", "sh", "-c", probe, "sh", *names]))
         ground: dict[str, Any] = json.loads(said.strip().splitlines()[-1]) if "{" in said else {}
         if tuple(ground.get("version", ())) < (3, 11):
             found = ".".join(map(str, ground.get("version", ())))
@@ -227,24 +227,73 @@ class Host:
         return ground
 
     @cached_property
+    def _agent(self) -> bytes:
+        return pack(agent())
+
+    @cached_property
     def _folder(self) -> str:
-        """The agent's folder on a remote host; it is put there unless this very version is there."""
-        name = list(self._packs)[not compressors.misfit(self._ground)]
+        """The agent's folder on a remote host."""
+        return self._bring("agent", self._agent)
+
+    @cached_property
+    def _stock(self) -> dict[str, bytes]:
+        """Packs of compressors that are here, by the kind of host; the client's own are of no kind."""
+        kept = {folder.name: stored(folder) for folder in sorted(STOCK.glob("cp*"))}
+        return {kind: pack(files) for kind, files in {"": compressors.installed(), **kept}.items() if files}
+
+    @cached_property
+    def _compressors(self) -> str:
+        """The compressors' folder on a remote host."""
+        kind = "" if compressors.fit(self._ground) else compressors.kind(self._ground)
+        return self._bring("compressors", self._stock.get(kind) or self._download(STOCK / kind))
+
+    def _download(self, folder: Path) -> bytes:
+        """Have this machine's pip bring the wheels that load on the host into a folder; answers the pack."""
+        ground = self._ground
+        python = ".".join(map(str, ground["version"][:2]))
+        what = f"{self.name}: no compressors for its Python {python} on {ground['machine']}"
+        if not (asked := compressors.asked(ground)):
+            raise BuildError(what, "use a Debian 12 or 13 build host")
+        try:
+            STOCK.mkdir(exist_ok=True)
+            with tempfile.TemporaryDirectory(dir=STOCK, prefix=".part-") as aside:
+                lock = Path(aside, "lock")
+                lock.write_text(pinned(), encoding="utf-8")
+                words = (*PIP, *asked, f"--requirement={lock}", f"--dest={aside}")
+                line = shlex.join([sys.executable, "-I", "-m", "pip", *words])
+                done = self.context.local(line, hide=True, warn=True, in_stream=False)
+                if not done.ok:
+                    raise BuildError(
+                        f"{what}: {compressors.reason(done.stderr)}",
+                        "they are fetched once: go online, or name an index in PIP_INDEX_URL, "
+                        "a proxy in PIP_PROXY",
+                    )
+                files = stored(Path(aside))
+                folder.mkdir(exist_ok=True)
+                for wheel in Path(aside).glob("*.whl"):
+                    wheel.replace(folder / wheel.name)
+            return pack(files)
+        except OSError as error:
+            raise BuildError(f"{what}: {STOCK}: {error.strerror}", "check its owner and space") from None
+
+    def _bring(self, kind: str, packed: bytes) -> str:
+        """Put a pack into its folder on a remote host unless it is there; answers the folder."""
+        name = address(kind, packed)
         folder = f"/var/tmp/{name}-{self._ground['uid']}"
         if name not in self._ground["there"]:
             aside = f"{folder}.{secrets.token_hex(8)}"
             # Versions that nobody used for a week are of no use to anybody.
             script = (
-                f"find /var/tmp -maxdepth 1 -name 'systemvm-agent-*' -uid {self._ground['uid']} -mtime +7 "
-                "-exec rm -rf {} + 2>/dev/null; set -e; umask 077; "
+                r"find /var/tmp -maxdepth 1 \( -name 'systemvm-agent-*' -o -name 'systemvm-compressors-*' \) "
+                f"-uid {self._ground['uid']} -mtime +7 -exec rm -rf {{}} + 2>/dev/null; set -e; umask 077; "
                 f"trap 'rm -rf {aside}' EXIT; mkdir {aside}; tar -xf - -C {aside}; "
                 f"mv -T {aside} {folder} 2>/dev/null || test -O {folder}"
             )
-            status, said = self.put(self._packs[name], shlex.join(["exec", "sh", "-c", script]))
+            status, said = self.put(packed, shlex.join(["exec", "sh", "-c", script]))
             if status:
                 first = (said.strip().splitlines() or [f"exit status {status}"])[0]
                 raise BuildError(
-                    f"{self.name}: cannot put the agent into /var/tmp: {first}", "make room there"
+                    f"{self.name}: cannot put the {kind} into /var/tmp: {first}", "make room there"
                 )
         return folder
 
@@ -285,19 +334,37 @@ class Sudo:
     password: str = field(default="", repr=False)
 
 
-def pack(extra: Mapping[str, bytes] | None = None) -> bytes:
-    """Tar what runs on the host, with nothing in it that changes from run to run."""
+def agent() -> dict[str, bytes]:
+    """What runs on the host, by path."""
+    paths = (path for folder in SHIPPED for path in sorted((CHECKOUT / folder).rglob("*.py")))
+    files = {str(path.relative_to(CHECKOUT)): path.read_bytes() for path in paths}
+    return {"build/__init__.py": b'"""What runs on the build host."""\n', **files}
+
+
+def pinned() -> str:
+    """What the lock says of the compressors."""
+    return compressors.pins((CHECKOUT / "requirements.lock").read_text(encoding="utf-8"))
+
+
+def stored(folder: Path) -> dict[str, bytes]:
+    """Files of the compressors whose wheels a folder keeps; none unless it is all of them, as pinned."""
+    return compressors.unpacked([wheel.read_bytes() for wheel in sorted(folder.glob("*.whl"))], pinned())
+
+
+def pack(files: Mapping[str, bytes]) -> bytes:
+    """Tar files, with nothing in it that changes from run to run or with their order."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
-        files = {"build/__init__.py": b'"""What runs on the build host."""\n', **(extra or {})}
-        for folder in SHIPPED:
-            for path in sorted((CHECKOUT / folder).rglob("*.py")):
-                files[str(path.relative_to(CHECKOUT))] = path.read_bytes()
-        for name, content in files.items():
+        for name, content in sorted(files.items()):
             entry = tarfile.TarInfo(name)
             entry.size = len(content)
             archive.addfile(entry, io.BytesIO(content))
     return buffer.getvalue()
+
+
+def address(kind: str, packed: bytes) -> str:
+    """Name of a pack's folder on a host, but for the user's number."""
+    return f"systemvm-{kind}-{hashlib.sha256(packed).hexdigest()[:16]}"
 
 
 class Session:

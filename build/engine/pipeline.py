@@ -18,7 +18,7 @@ from build import STEPS
 from build.engine import plan, prompt, remote, script, settings
 from build.engine.console import Console, size
 from build.engine.errors import BuildError
-from build.engine.host import CHECKOUT, COMPRESSING, Event, Host, encode
+from build.engine.host import CHECKOUT, Event, Host, encode
 from build.engine.password import crypt
 from build.engine.plan import Layer, Step
 from build.engine.resolution import Resolution
@@ -48,15 +48,17 @@ def depart(context: remote.HostContext) -> None:
         raise BuildError(
             "there is nothing to leave to the host", "--detach goes with build, disk and convert"
         )
-    if any(order.verb in COMPRESSING for order in build.orders):
-        build.host.need_compressors()
+    orders = [
+        {**asdict(order), "request": {**order.request, **build.host.outfit(order.verb)}}
+        for order in build.orders
+    ]
     build.host.call(
         "job",
         build.follow,
         action="start",
         place=build.site["place"],
         what=f"inv {build.settings.imagename}",
-        orders=[asdict(order) for order in build.orders],
+        orders=orders,
     )
     build.console.line("it goes on without us: inv status, inv attach, inv cancel")
 

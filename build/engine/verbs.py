@@ -157,6 +157,7 @@ def preflight(build: Build) -> None:
     if build.flags.formats or build.settings.formats:
         wanted = conversion.chosen(build.flags.formats, build.settings)
         conversion.request(build.loaded, wanted, "", "", 0, build.settings.convert)
+        build.host.outfit("convert")
     build.host.call(
         "preflight",
         build.follow,

@@ -6,7 +6,6 @@ import json
 import os
 import re
 import signal
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -121,29 +120,6 @@ def test_fetching_goes_on_where_it_was_cut_off(
     assert (tmp_path / "tiny.img").stat() == brought
     assert sha256(tmp_path / "tiny.img") == sha256(tiny.image)
     assert not list(tmp_path.glob(".*"))
-
-
-def test_conversion_there_gives_the_same_bytes(there: Buildhost, tmp_path: Path) -> None:
-    """The host has no compressor of ours but the one that comes along."""
-    here = there.folder / "images/small"
-    here.mkdir()
-    with (tmp_path / "disk.img").open("wb") as disk:
-        for number in range(64):
-            disk.write(bytes(range(256)) * number)
-            disk.seek(1 << 18, os.SEEK_CUR)
-        disk.truncate(1 << 26)
-    os.utime(tmp_path / "disk.img", ns=(1 << 60, 1 << 60))
-    subprocess.run(["cp", "-a", tmp_path / "disk.img", here], check=True)
-
-    def flags(folder: str) -> tuple[str, ...]:
-        return (*TINY, "--set", f"location={folder}", "--set", f"imageloc={folder}/disk.img")
-
-    there_flags = flags("/var/lib/images/small")
-    run(there, "alice", "convert.vmdk", "convert.qcow2", *there_flags, "--to", str(tmp_path / "dist"))
-    cli.succeed("convert.vmdk", "convert.qcow2", *flags(str(tmp_path)))
-    for name in ("tiny.vmdk", "tiny.qcow2"):
-        assert sha256(tmp_path / "dist" / name) == sha256(tmp_path / name)
-    assert "vmdk" in run(there, "alice", "inspect", "/var/lib/images/small/tiny.vmdk", *there_flags).lower()
 
 
 def test_a_shell_gives_its_status_and_sees_the_tree(ready: tuple[str, ...], there: Buildhost) -> None:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from build.engine import address, compressors, knownhosts, ssh
+from build.engine import address, knownhosts, ssh
 from build.engine.address import Written
 from build.engine.errors import BuildError
 
@@ -144,39 +144,3 @@ def test_a_host_key_is_known_as_ssh_knows_it(text: str, verdict: str) -> None:
 
 def test_a_fingerprint_is_what_ssh_shows() -> None:
     assert knownhosts.fingerprint(b"") == "SHA256:47DEQpj8HBSa+/TImW+5JCeuQeRkm5NMpJWZG3hSuFU"
-
-
-# --- compressors -----------------------------------------------------------------------------------
-
-
-@pytest.mark.parametrize(
-    ("tag", "fits"),
-    [
-        ("cp311-cp311-manylinux_2_17_x86_64", True),
-        ("cp311-cp311-manylinux2014_x86_64", True),
-        ("cp38-abi3-manylinux_2_28_x86_64", True),
-        ("cp312-cp312-manylinux_2_17_x86_64", False),
-        ("cp310-cp310-manylinux_2_17_x86_64", False),
-        ("cp312-abi3-manylinux_2_17_x86_64", False),
-        ("cp311-cp311-manylinux_2_17_aarch64", False),
-        ("cp311-cp311-manylinux_2_39_x86_64", False),
-        ("cp311-cp311-musllinux_1_2_x86_64", False),
-        ("cp311-cp311-macosx_11_0_arm64", False),
-        ("pp311-pypy311_pp73-manylinux_2_17_x86_64", False),
-    ],
-)
-def test_a_wheel_goes_where_its_tag_says(tag: str, fits: bool) -> None:
-    debian = {
-        "version": [3, 11, 2],
-        "implementation": "cpython",
-        "machine": "x86_64",
-        "libc": ["glibc", "2.36"],
-    }
-    assert compressors.fits(tag, debian) == fits
-
-
-def test_the_compressors_that_are_shipped_are_all_of_the_wheels() -> None:
-    names = compressors.files()
-    assert any(name.startswith("zlib_ng/zlib_ng.") and name.endswith(".so") for name in names)
-    assert any(name.startswith("deflate/") and name.endswith(".so") for name in names)
-    assert not [name for name in names if name.startswith(("/", "..")) or "dist-info" in name]

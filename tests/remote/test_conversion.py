@@ -1,0 +1,171 @@
+"""Conversion on a host: the compressors that suit it come along, and the bytes are the same as here."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+import sysconfig
+import venv
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from build.engine import compressors
+from tests import cli
+from tests.buildhost import HOST, Buildhost
+from tests.images import TINY, sha256
+
+pytestmark = pytest.mark.remote
+SOURCES = ("build", "config", "templates", "tasks.py", "invoke.yaml", "requirements.lock")
+MADE = ("tiny.vmdk", "tiny.qcow2")
+VERBS = ("convert.vmdk", "convert.qcow2")
+ABROAD = "/var/lib/images/small"
+ASK = """
+import json, platform, sys
+print(json.dumps({
+    "version": sys.version_info[:3], "implementation": sys.implementation.name,
+    "machine": platform.machine(), "libc": platform.libc_ver()}))
+"""
+
+
+def flags(folder: str | Path) -> tuple[str, ...]:
+    return (*TINY, "--set", f"location={folder}", "--set", f"imageloc={folder}/disk.img")
+
+
+@pytest.fixture(scope="module")
+def here(there: Buildhost, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A small disk, on both sides, and what it is converted to on this machine."""
+    folder = tmp_path_factory.mktemp("small")
+    with (folder / "disk.img").open("wb") as disk:
+        for number in range(64):
+            disk.write(bytes(range(256)) * number)
+            disk.seek(1 << 18, os.SEEK_CUR)
+        disk.truncate(1 << 26)
+    os.utime(folder / "disk.img", ns=(1 << 60, 1 << 60))
+    shutil.rmtree(there.folder / "images/small", ignore_errors=True)
+    (there.folder / "images/small").mkdir()
+    subprocess.run(["cp", "-a", folder / "disk.img", there.folder / "images/small"], check=True)
+    cli.succeed(*VERBS, *flags(folder))
+    return folder
+
+
+@pytest.fixture
+def bare(there: Buildhost) -> Buildhost:
+    """The host without what earlier tests had it make and keep."""
+    for path in (*there.folder.glob("vartmp/systemvm-*"), *there.folder.glob("images/small/*tiny.*")):
+        shutil.rmtree(path) if path.is_dir() else path.unlink()
+    return there
+
+
+def pip(*arguments: str) -> None:
+    line = [sys.executable, "-I", "-m", "pip", "-q", *arguments]
+    subprocess.run([*line, "--no-deps", "--only-binary=:all:", "--require-hashes"], check=True)
+
+
+@pytest.fixture(scope="module")
+def pins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    file = tmp_path_factory.mktemp("pins") / "pins"
+    file.write_text(compressors.pins((cli.CHECKOUT / "requirements.lock").read_text()))
+    return file
+
+
+@pytest.fixture(scope="module")
+def mac(pins: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout whose `.venv` holds the compressors that a Mac's holds; all else is of this one's."""
+    checkout = tmp_path_factory.mktemp("mac")
+    subprocess.run(["cp", "-a", *(cli.CHECKOUT / name for name in SOURCES), checkout], check=True)
+    venv.create(checkout / ".venv", symlinks=True)
+    python = str(checkout / ".venv/bin/python")
+    ask = "import sysconfig; print(sysconfig.get_path('platlib'))"
+    own = subprocess.run([python, "-c", ask], check=True, capture_output=True, text=True).stdout.strip()
+    pip("install", f"--target={own}", "--platform=macosx_11_0_arm64", f"--requirement={pins}")
+    Path(own, "rest.pth").write_text(sysconfig.get_path("platlib") + "\n")
+    for module in ("zlib_ng.zlib_ng", "deflate"):
+        loaded = subprocess.run([python, "-c", f"import {module}"], capture_output=True, check=False)
+        assert loaded.returncode == 1
+    return checkout
+
+
+@pytest.fixture(scope="module")
+def wheels(pins: Path, there: Buildhost, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What an index holds that suits the host; the client is in a network namespace and reaches none."""
+    folder = tmp_path_factory.mktemp("wheels")
+    asked = compressors.asked(json.loads(there.inside("python3", "-I", "-c", ASK)))
+    pip("download", f"--dest={folder}", *asked, f"--requirement={pins}")
+    return folder
+
+
+def convert(there: Buildhost, here: Path, to: Path, *more: str, **where: Any) -> str:
+    """Convert on the host, by whatever client, and see that the bytes are those of this machine."""
+    line = ("-H", f"alice@{HOST}", *VERBS, *flags(ABROAD), "--to", str(to), *more)
+    said = cli.succeed(*line, **{"prefix": there.prefix, "env": there.env, **where})
+    if not more:
+        assert [sha256(to / name) for name in MADE] == [sha256(here / name) for name in MADE]
+    return said
+
+
+def inspect(there: Buildhost, **where: Any) -> str:
+    line = ("-H", f"alice@{HOST}", "inspect", f"{ABROAD}/tiny.vmdk", *flags(ABROAD))
+    return cli.succeed(*line, **{"prefix": there.prefix, "env": there.env, **where}).lower()
+
+
+def test_conversion_there_gives_the_same_bytes(bare: Buildhost, here: Path, tmp_path: Path) -> None:
+    """The host has no compressor of ours but the one that comes along; a host that tidies leaves it alone."""
+    convert(bare, here, tmp_path)
+    sent = [path for path in bare.folder.glob("vartmp/systemvm-*/**/*") if path.is_file()]
+    for path in sent:
+        os.utime(path, (0, 0))
+    assert "vmdk" in inspect(bare)
+    assert not [path for path in sent if not path.stat().st_mtime]
+
+
+def test_a_client_whose_own_do_not_load_there_fetches_those_that_do(
+    bare: Buildhost, here: Path, mac: Path, wheels: Path, tmp_path: Path
+) -> None:
+    """Once, and not for what needs none; then they are at hand, for what is left to the host, too."""
+    shutil.rmtree(mac / ".venv/wheels", ignore_errors=True)
+    (tmp_path / "none").mkdir()
+    offline = {**bare.env, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path / "none")}
+    client = {"checkout": mac, "env": offline}
+    cli.succeed("-H", f"alice@{HOST}", "config", *TINY, prefix=bare.prefix, **client)
+    for verbs in (VERBS, ("build", "--formats", "vmdk")):
+        line = ("-H", f"alice@{HOST}", *verbs, *flags(ABROAD))
+        said = cli.refuse(*line, prefix=bare.prefix, **client)
+        assert f"alice@{HOST}: no compressors for its Python 3." in said
+        assert "No matching distribution found for" in said
+        assert "PIP_INDEX_URL" in said.splitlines()[-1]
+    assert list(bare.folder.glob("vartmp/systemvm-agent-*"))
+    assert not list(bare.folder.glob("vartmp/systemvm-compressors-*"))
+    assert not list((mac / ".venv/wheels").iterdir())
+    bare.wait_until_empty()
+
+    convert(bare, here, tmp_path / "fetched", checkout=mac, env={**offline, "PIP_FIND_LINKS": str(wheels)})
+    (came,) = bare.folder.glob("vartmp/systemvm-compressors-*")
+    born = came.stat().st_ino
+    for path in bare.folder.glob("images/small/*tiny.*"):
+        path.unlink()
+    convert(bare, here, tmp_path / "unused", "--detach", **client)
+    attach = ("-H", f"alice@{HOST}", "attach", *flags(ABROAD), "--to", str(tmp_path / "kept"))
+    cli.succeed(*attach, prefix=bare.prefix, **client)
+    assert [sha256(tmp_path / "kept" / name) for name in MADE] == [sha256(here / name) for name in MADE]
+    assert "vmdk" in inspect(bare, **client)
+    assert [path.stat().st_ino for path in bare.folder.glob("vartmp/systemvm-compressors-*")] == [born]
+
+
+def test_files_of_another_content_are_never_sent(
+    bare: Buildhost, mac: Path, wheels: Path, tmp_path: Path
+) -> None:
+    """pip checks them against the lock."""
+    shutil.rmtree(mac / ".venv/wheels", ignore_errors=True)
+    shutil.copytree(wheels, tmp_path / "wheels")
+    for wheel in (tmp_path / "wheels").iterdir():
+        wheel.write_bytes(wheel.read_bytes() + b"\0")
+    env = {**bare.env, "PIP_NO_INDEX": "1", "PIP_FIND_LINKS": str(tmp_path / "wheels")}
+    line = ("-H", f"alice@{HOST}", *VERBS, *flags(ABROAD))
+    said = cli.refuse(*line, prefix=bare.prefix, env=env, checkout=mac)
+    assert "DO NOT MATCH THE HASHES" in said
+    assert not list(bare.folder.glob("vartmp/systemvm-compressors-*"))
