@@ -33,8 +33,8 @@ HOST, JUMP = "127.0.0.1", "127.0.0.2"
 JUMP_PORT = 2222
 RELAY, LATE = CHECKOUT / "tests/remote/relay.py", 0.05
 """Makes the host `far`: seconds from here to there, and as many back."""
-AGENT = "systemvm-agent-"
-"""How the folders of the agent are called, which stay for the next run."""
+SHIPPED = "systemvm-"
+"""How folders of ours begin that stay for the next run."""
 HIDDEN = ("/tmp", str(CHECKOUT), sys.prefix)
 
 
@@ -98,7 +98,7 @@ class Buildhost:
         assert _mounts(self.pid) == self.mounts
         assert self.inside("ls", "-A", "/tmp") == ""
         assert [
-            name for name in self.inside("ls", "-A", "/var/tmp").split() if not name.startswith(AGENT)
+            name for name in self.inside("ls", "-A", "/var/tmp").split() if not name.startswith(SHIPPED)
         ] == []
 
     def wait_until_idle(self, seconds: float = 40) -> None:
