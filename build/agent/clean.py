@@ -48,7 +48,7 @@ def _leftovers(location: Path, image: Path) -> list[Path]:
     found = [path for pattern in patterns for path in location.glob(pattern)]
     if image.parent != location and image.parent.is_dir():
         found.append(image.parent / f".{image.name}.part")
-    for folder in ("debs", "logs"):
+    for folder in ("debs", "logs", "resolutions"):
         found += (location / folder).glob(".*")
     return sorted(path for path in set(found) if path.exists())
 

@@ -30,7 +30,6 @@ TOOLS = (
     "qemu-system-x86_64",
     "setpriv",
     "sfdisk",
-    "sqv",
     "unshare",
     "xz",
 )

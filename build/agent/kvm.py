@@ -8,9 +8,9 @@ back by a software interrupt and reports through QEMU's isa-debug-exit. Natively
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
-import tempfile
 from pathlib import Path
 from typing import Any
 
@@ -106,24 +106,20 @@ def firmware() -> bytes:
 def probe(accel: str = "kvm", limit: float = LIMIT) -> str:
     """Run the guest with this accelerator; return why it did not get to its end, or an empty string."""
     cpu = "host" if accel == "kvm" else "qemu64"
-    with tempfile.TemporaryDirectory(prefix="kvm-") as folder:
-        rom = Path(folder, "rom")
-        rom.write_bytes(firmware())
+    with process.nameless(firmware()) as rom, process.nameless() as complaints:
         argv = [
             *(PROGRAM, "-nodefaults", "-no-user-config", "-display", "none", "-machine", "pc"),
-            *("-accel", accel, "-cpu", cpu, "-m", "16", "-bios", str(rom), "-no-reboot"),
+            *("-accel", accel, "-cpu", cpu, "-m", "16", "-bios", f"/proc/self/fd/{rom}", "-no-reboot"),
             *("-device", "isa-debug-exit,iobase=0xf4,iosize=1"),
         ]
-        complaints = Path(folder, "stderr")
-        with complaints.open("wb") as stderr:
-            child = process.start(argv, stdout=subprocess.DEVNULL, stderr=stderr)
+        child = process.start(argv, stdout=subprocess.DEVNULL, stderr=complaints, pass_fds=(rom,))
         try:
             child.wait(limit)
         except subprocess.TimeoutExpired:
             return "it runs a guest's kernel too slowly to be of use, or not at all"
         finally:
             process.stop(child)
-        told = complaints.read_text(errors="replace")
+        told = os.pread(complaints, 1 << 16, 0).decode(errors="replace")
     if child.returncode == DONE:
         return ""
     lines = [line for line in told.strip().splitlines() if "warning:" not in line]

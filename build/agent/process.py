@@ -6,7 +6,8 @@ import contextlib
 import os
 import signal
 import subprocess
-from collections.abc import Callable, Mapping, Sequence
+import tempfile
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 from build.agent.events import Failure
@@ -87,6 +88,18 @@ def run(
         last = (err or out or "").strip().splitlines()[-1:] or [f"exit status {child.returncode}"]
         raise Failure(f"{argv[0]}: {last[0]}")
     return subprocess.CompletedProcess(list(argv), child.returncode, out or "", err or "")
+
+
+@contextlib.contextmanager
+def nameless(content: bytes = b"") -> Iterator[int]:
+    """Give the descriptor of a file that has no name, so that nothing can be left of it.
+
+    A child to which it is passed opens it as /proc/self/fd/N.
+    """
+    with tempfile.TemporaryFile() as file:
+        file.write(content)
+        file.flush()
+        yield file.fileno()
 
 
 def stop(child: subprocess.Popen[Any]) -> None:

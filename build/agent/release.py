@@ -12,7 +12,6 @@ import calendar
 import email.utils
 import re
 import shutil
-import tempfile
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -124,27 +123,17 @@ def verify(data: bytes, keys: Path, where: str) -> str:
     begin = data.find(b"-----BEGIN PGP SIGNED MESSAGE-----")
     if begin < 0:
         raise Failure(f"{where} is not a signed file", "check the mirror: something else answers for it")
-    with tempfile.TemporaryDirectory(prefix="verify-") as folder:
-        signed = Path(folder) / "InRelease"
-        signed.write_bytes(data)
-        if shutil.which("gpgv", path=process.PATH):
-            return _gpgv(signed, _binary(keys, Path(folder)), where)
-        if shutil.which("sqv", path=process.PATH):
-            return _sqv(signed, keys, where)
-    raise Failure("neither gpgv nor sqv is on this host", "install gpgv")
-
-
-def _gpgv(signed: Path, keys: Path, where: str) -> str:
-    output = signed.with_name("text")
-    done = process.run(
-        ["gpgv", "--status-fd", "1", "--keyring", str(keys), "--output", str(output), str(signed)],
-        check=False,
-    )
-    said = re.findall(r"^\[GNUPG:\] (\w+) ?(\S*)", done.stdout, re.M)
+    with process.nameless(data) as signed, process.nameless(_binary(keys)) as ring:
+        # A path with a slash: gpgv looks for a bare name elsewhere.
+        line = ["gpgv", "--status-fd", "2", "--keyring", f"/proc/self/fd/{ring}", "--output", "-"]
+        done = process.run([*line, f"/proc/self/fd/{signed}"], check=False, pass_fds=(ring, signed))
+    said = re.findall(r"^\[GNUPG:\] (\w+) ?(\S*)", done.stderr, re.M)
     kinds = {kind for kind, _ in said}
     # A file signed by several keys is good when one of ours signed it and no signature is broken.
-    if "VALIDSIG" in kinds and "GOODSIG" in kinds and "BADSIG" not in kinds and output.exists():
-        return output.read_text(encoding="utf-8", errors="replace")
+    if "VALIDSIG" in kinds and "GOODSIG" in kinds and "BADSIG" not in kinds and done.stdout:
+        return done.stdout
+    if not shutil.which("gpgv", path=process.PATH):
+        raise Failure("gpgv is missing on this host", "install gpgv")
     raise _rejected(where, keys, said)
 
 
@@ -169,25 +158,11 @@ def _key_hint(kind: str, keys: Path) -> str:
     return f"set keyring to the file that holds the mirror's key, or update {keys}"
 
 
-def _sqv(signed: Path, keys: Path, where: str) -> str:
-    output = signed.with_name("text")
-    done = process.run(
-        ["sqv", "--keyring", str(keys), "--cleartext", "--output", str(output), str(signed)], check=False
-    )
-    if done.returncode == 0 and output.exists():
-        return output.read_text(encoding="utf-8", errors="replace")
-    reason = (done.stderr.split("\n\n")[0].strip().splitlines() or ["no good signature"])[-1].strip()
-    raise Failure(f"signature of {where} fails: {reason}", _key_hint("", keys))
-
-
-def _binary(keys: Path, folder: Path) -> Path:
+def _binary(keys: Path) -> bytes:
     """A keyring as gpgv reads it: it takes binary ones only."""
     content = keys.read_bytes()
-    if not content.lstrip().startswith(b"-----BEGIN PGP PUBLIC KEY BLOCK-----"):
-        return keys.absolute()
-    binary = folder / "keyring.gpg"
-    binary.write_bytes(b"".join(dearmor(content)))
-    return binary
+    armoured = content.lstrip().startswith(b"-----BEGIN PGP PUBLIC KEY BLOCK-----")
+    return b"".join(dearmor(content)) if armoured else content
 
 
 def dearmor(content: bytes) -> Iterator[bytes]:
