@@ -76,7 +76,7 @@ SYSTEM = ("--image", "config/systemvm.yaml")
 
 @pytest.fixture(scope="session")
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
-    """The full image, built as root; its layers are not kept."""
+    """The full image, built as whoever runs the tests; its layers are not kept."""
 
     def build(place: Path) -> None:
         location = place / "location"
@@ -89,7 +89,7 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
-    """The tiny image, built as root."""
+    """The tiny image, built as whoever runs the tests."""
     location = tmp_path_factory.mktemp("tiny")
     output = cli.succeed("build", *TINY, "--set", f"location={location}")
     yield Built(location, location / "tiny.img", output)

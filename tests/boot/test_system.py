@@ -12,6 +12,7 @@ from typing import Any
 import pytest
 
 from build.agent import qemu, verify
+from build.agent.process import environment
 from tests import cli
 from tests.boot.guest import converse, output, put
 from tests.images import SYSTEM, TINY, Built, sha256
@@ -93,7 +94,9 @@ def test_every_format_boots_on_its_hypervisor_s_machine(tiny: Built, tmp_path: P
 def root_of(image: Path) -> int:
     """Return the byte where the last partition begins."""
     table = json.loads(
-        subprocess.run(["sfdisk", "--json", image], capture_output=True, check=True, text=True).stdout
+        subprocess.run(
+            ["sfdisk", "--json", image], capture_output=True, check=True, text=True, env=environment()
+        ).stdout
     )
     return max(int(part["start"]) for part in table["partitiontable"]["partitions"]) * 512
 
@@ -115,7 +118,10 @@ def ill(tiny: Built, tmp_path: Path) -> Iterator[Path]:
         f"symlink {wants}/broken.service /etc/systemd/system/broken.service\n"
     )
     subprocess.run(
-        ["debugfs", "-w", "-f", orders, f"{copy}?offset={root_of(copy)}"], check=True, capture_output=True
+        ["debugfs", "-w", "-f", orders, f"{copy}?offset={root_of(copy)}"],
+        check=True,
+        capture_output=True,
+        env=environment(),
     )
     yield copy
     copy.unlink()
