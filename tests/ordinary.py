@@ -8,20 +8,30 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
 NAME, UID, SUBIDS = "builder", 54321, "100000:65536"
 CHECKOUT = Path(__file__).resolve().parents[1]
 
 
-def prefix(folder: Path, home: Path, subids: bool = True) -> list[str]:
-    """Command line that runs what follows it as the user; `folder` (root's) holds the tables."""
+def prefix(
+    folder: Path,
+    home: Path,
+    subids: bool = True,
+    more: Mapping[str, str] | None = None,
+    before: Sequence[str] = (),
+) -> list[str]:
+    """Command line that runs what follows it as the user; `folder` (root's) holds the tables.
+
+    `more` are tables of /etc by name, and `before` lines that root runs once all is in its place.
+    """
     tables = {
         "passwd": f"{NAME}:x:{UID}:{UID}::{home}:/bin/bash\n",
         "group": f"{NAME}:x:{UID}:\n",
         "subuid": f"{NAME}:{SUBIDS}\n" if subids else "",
         "subgid": f"{NAME}:{SUBIDS}\n" if subids else "",
+        **(more or {}),
     }
     lines = ["set -eu"]
     for table, own in tables.items():
@@ -31,7 +41,7 @@ def prefix(folder: Path, home: Path, subids: bool = True) -> list[str]:
         if not real.exists():
             continue
         lines.append(f"mount --bind {shlex.quote(str(folder / table))} {real}")
-    lines += ways((Path(sys.base_prefix), CHECKOUT, home))
+    lines += [*ways((Path(sys.base_prefix), CHECKOUT, home)), *before]
     lines.append(
         f"exec setpriv --reuid {UID} --regid {UID} --clear-groups --inh-caps -all env -i "
         f'HOME={shlex.quote(str(home))} USER={NAME} PATH="$PATH" LANG=C.UTF-8 "$@"'

@@ -171,32 +171,9 @@ def test_a_python_that_is_missing_or_too_old_is_told_so(old: str | None, there: 
 
 
 def on_terminal(there: Buildhost, arguments: list[str], answers: list[tuple[str, str]]) -> tuple[int, str]:
-    """Run a command line on a terminal, answer its questions; answers status and all that was shown."""
-    ours, theirs = pty.openpty()
-    child = subprocess.Popen(
-        [*there.prefix, *cli.INV, *arguments],
-        cwd=cli.CHECKOUT,
-        env=cli.environment({**there.env, "NO_COLOR": "1"}),
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        start_new_session=True,
-    )
-    os.close(theirs)
-    shown = b""
-    while True:
-        if answers and answers[0][0].encode() in shown:
-            shown += b"\n<answered>\n"
-            os.write(ours, answers.pop(0)[1].encode() + b"\n")
-        assert select.select([ours], [], [], 60)[0], shown
-        try:
-            if not (chunk := os.read(ours, 4096)):
-                break
-        except OSError:
-            break
-        shown += chunk
-    os.close(ours)
-    return child.wait(30), shown.decode()
+    """Run a command line of the client's on a terminal; answers status and all that was shown."""
+    env = cli.environment({**there.env, "NO_COLOR": "1"})
+    return cli.on_terminal([*there.prefix, *cli.INV, *arguments], answers, env)
 
 
 QUESTION = f"sudo password of bob on bob@{HOST}"
