@@ -53,7 +53,8 @@ def pytest_make_collect_report(
 
 @pytest.fixture(autouse=True, scope="session")
 def _open(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Let the ordinary users that tests become walk into their temporary folders."""
+    """Let the ordinary users that tests become walk into their temporary folders, and read what is there."""
+    os.umask(0o022)
     base = tmp_path_factory.getbasetemp()
     roof = Path(tempfile.gettempdir())
     for path in (base, *base.parents):

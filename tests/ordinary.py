@@ -11,8 +11,10 @@ import sys
 from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-NAME, UID, SUBIDS = "builder", 54321, "100000:65536"
 CHECKOUT = Path(__file__).resolve().parents[1]
+NAME, SUBIDS = "builder", "100000:65536"
+UID = CHECKOUT.stat().st_uid or 54321
+"""Who cloned with umask 077 has a checkout that only he, and root, can read."""
 
 
 def prefix(
@@ -37,7 +39,7 @@ def prefix(
     for table, own in tables.items():
         real = Path("/etc", table)
         kept = real.read_text(encoding="utf-8") if table in ("passwd", "group") else ""
-        (folder / table).write_text(kept + own, encoding="utf-8")
+        (folder / table).write_text(own + kept, encoding="utf-8")
         if not real.exists():
             continue
         lines.append(f"mount --bind {shlex.quote(str(folder / table))} {real}")

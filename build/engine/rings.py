@@ -61,9 +61,12 @@ def sudo(env: Mapping[str, str]) -> list[str]:
     # By name: a proxy's or an index's URL may hold a password, and everybody can read an argument. Whom
     # sudo lets run every command, it lets keep variables; to another it says which it does not.
     kept = ",".join(variable for variable in NETWORK if variable in env)
-    # A folder of compiled files that root made, the checkout's owner could not remove.
-    script = f'export PYTHONDONTWRITEBYTECODE=1; "$@" || exit $(({THROUGH_SUDO} + $?))'
-    return ["sudo", *([f"--preserve-env={kept}"] if kept else []), "--", "sh", "-c", script, "tests"]
+    # The launcher looked for tools, and the tests look for a python3, where the user has them. A folder
+    # of compiled files that root made, the checkout's owner could not remove.
+    own = (f"PATH={env['PATH']}:/usr/local/sbin:/usr/sbin:/sbin", "PYTHONDONTWRITEBYTECODE=1")
+    script = f'"$@" || exit $(({THROUGH_SUDO} + $?))'
+    keep = [f"--preserve-env={kept}"] if kept else []
+    return ["sudo", *keep, "--", "env", *own, "sh", "-c", script, "tests"]
 
 
 def purpose(part: Part, more: bool) -> str:

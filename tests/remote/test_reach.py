@@ -131,7 +131,7 @@ def test_a_key_that_is_not_wanted_is_told_so(there: Buildhost, ssh: Path, tmp_pa
 
 def test_a_user_whom_the_machine_does_not_know_is_told_so(there: Buildhost, tmp_path: Path) -> None:
     """As in a container that was started with a number for a user: ssh refuses to work there."""
-    home, number = tmp_path / "home", 54399
+    home, number = tmp_path / "home", ordinary.UID
     shutil.copytree(there.client, home)
     for path in (home, *home.rglob("*")):
         os.chown(path, number, number)

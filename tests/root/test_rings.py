@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import shlex
 import shutil
 from pathlib import Path
 
@@ -17,6 +18,8 @@ HOME = Path("/mnt")
 PASSWORD = "it's 1 password"
 ASKED = f"[sudo] password for {ordinary.NAME}: "
 INDEX = "http://me:secret@index.invalid/simple"
+SAW = f"{INDEX} {HOME}/bin"
+"""What a test finds in its environment."""
 SUDOERS = f"""Defaults env_reset, lecture=never, passwd_tries=1, !mail_badpass, !mail_no_user
 root ALL=(ALL:ALL) ALL
 {ordinary.NAME} ALL=(ALL:ALL) ALL
@@ -27,7 +30,7 @@ from pathlib import Path
 
 def test_planted() -> None:
     seen = Path("{HOME}/seen", Path(__file__).parent.name)
-    seen.write_text(os.environ.get("PIP_INDEX_URL", ""))
+    seen.write_text(os.environ.get("PIP_INDEX_URL", "") + " " + os.environ["PATH"].partition(":")[0])
     if os.getuid() == 0:
         subprocess.run([sys.executable, "-c", "import build.engine.rings"], check=True)
 """
@@ -57,15 +60,15 @@ def run(home: Path, typed: str, sudoers: str = SUDOERS) -> tuple[int, str, dict[
     shadow = f"root:*:19000:0:99999:7:::\n{ordinary.NAME}:{hashed}:19000:0:99999:7:::\n"
     # The tests' temporary folders, and sudo's memory of who has just typed a password, are this run's own.
     before = [
-        f"mount --bind {cli.CHECKOUT}/.venv {home}/checkout/.venv",
-        f"mount --rbind {home} {HOME}",
+        shlex.join(["mount", "--bind", f"{cli.CHECKOUT}/.venv", f"{home}/checkout/.venv"]),
+        shlex.join(["mount", "--rbind", str(home), str(HOME)]),
         "mount -t tmpfs -o mode=1777 tmpfs /tmp",
         "mount -t tmpfs tmpfs /run",
         f"cd {HOME}/checkout",
     ]
     argv = [
         *ordinary.prefix(tables, HOME, more={"shadow": shadow, "sudoers": sudoers}, before=before),
-        *("env", "PATH=/usr/local/bin:/usr/bin:/bin", f"PIP_INDEX_URL={INDEX}"),
+        *("env", f"PATH={HOME}/bin:/usr/local/bin:/usr/bin:/bin", f"PIP_INDEX_URL={INDEX}"),
         *("./inv", "test", "-k", "planted"),
     ]
     status, shown = cli.on_terminal(argv, [(ASKED, typed)], cli.environment())
@@ -75,7 +78,7 @@ def run(home: Path, typed: str, sudoers: str = SUDOERS) -> tuple[int, str, dict[
     return status, shown, seen
 
 
-OWN = {ring: (ordinary.UID, INDEX) for ring in RINGS if ring not in PRIVILEGED}
+OWN = {ring: (ordinary.UID, SAW) for ring in RINGS if ring not in PRIVILEGED}
 
 
 def test_sudo_is_asked_once_and_runs_what_needs_root(home: Path) -> None:
@@ -87,7 +90,7 @@ def test_sudo_is_asked_once_and_runs_what_needs_root(home: Path) -> None:
         "the others follow without it"
     )
     assert "password" not in rest
-    assert seen == {**OWN, **dict.fromkeys(PRIVILEGED, (0, INDEX))}
+    assert seen == {**OWN, **dict.fromkeys(PRIVILEGED, (0, SAW))}
 
 
 @pytest.mark.parametrize(

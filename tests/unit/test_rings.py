@@ -12,7 +12,7 @@ OWN = Part(("unit", "golden", "boot"), ["python"], False)
 
 
 def chosen(ring: str, uid: int) -> list[tuple[bool, str]]:
-    return [(part.sudo, part.line[-1]) for part in rings.parts(ring, "", uid, 2, {})]
+    return [(part.sudo, part.line[-1]) for part in rings.parts(ring, "", uid, 2, {"PATH": "/bin"})]
 
 
 def test_an_ordinary_user_s_tests_begin_with_those_that_need_root() -> None:
@@ -27,10 +27,10 @@ def test_an_ordinary_user_s_tests_begin_with_those_that_need_root() -> None:
 
 
 def test_sudo_keeps_the_way_to_the_network_and_no_argument_tells_it() -> None:
-    line = rings.sudo({"https_proxy": "http://me:secret@proxy", "PIP_INDEX_URL": "x", "EDITOR": "ed"})
+    line = rings.sudo({"PATH": "/bin", "https_proxy": "http://me:secret@proxy", "PIP_INDEX_URL": "x"})
     assert line[:3] == ["sudo", "--preserve-env=https_proxy,PIP_INDEX_URL", "--"]
     assert "secret" not in " ".join(line)
-    assert rings.sudo({"EDITOR": "ed"})[:2] == ["sudo", "--"]
+    assert rings.sudo({"PATH": "/bin", "EDITOR": "ed"})[:2] == ["sudo", "--"]
 
 
 @pytest.mark.parametrize(
