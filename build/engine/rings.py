@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import signal
 import sys
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
@@ -14,8 +15,8 @@ PRIVILEGED = ("root", "remote")
 """Rings whose tests make users, namespaces and mounts."""
 NOTHING_RAN = 5
 """What pytest ends with when no test was chosen."""
-INTERRUPTED = (2, -2, 130)
-"""What pytest, or what runs it, ends with after Ctrl-C."""
+INTERRUPTED = 2
+"""What it ends with after Ctrl-C."""
 THROUGH_SUDO = 64
 """Is added to pytest's status under sudo: sudo's own 1 says that it ran nothing."""
 NOT_FOUND = 127
@@ -77,7 +78,9 @@ def purpose(part: Part, more: bool) -> str:
 
 def status(part: Part, ended: int) -> int | None:
     """Pytest's own status of what ended; None when sudo ran nothing."""
-    if not part.sudo or ended in (0, *INTERRUPTED):
+    if ended in (-signal.SIGINT, 128 + signal.SIGINT):
+        return INTERRUPTED
+    if not part.sudo or ended == 0:
         return ended
     return ended - THROUGH_SUDO if ended > THROUGH_SUDO and ended != NOT_FOUND else None
 
@@ -90,8 +93,12 @@ def verdict(ended: Sequence[tuple[Part, int | None]], name: str) -> BuildError |
     bad = [status for status in statuses if status not in (0, NOTHING_RAN)]
     if not bad:
         return None
-    words = {0: "passed", NOTHING_RAN: "none chosen", None: "not run, sudo refused"}
-    words |= dict.fromkeys(INTERRUPTED, "interrupted")
+    words = {
+        0: "passed",
+        INTERRUPTED: "interrupted",
+        NOTHING_RAN: "none chosen",
+        None: "not run, sudo refused",
+    }
     told = "; ".join(f"{', '.join(part.rings)}: {words.get(status, 'failed')}" for part, status in ended)
     code = next((status for status in bad if status), 1)
     if None not in statuses:

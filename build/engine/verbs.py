@@ -438,7 +438,7 @@ def test(context: HostContext, ring: str, name: str) -> None:
         if part.sudo:
             print(rings.purpose(part, part is not parts[-1]), flush=True)
         ended.append((part, rings.status(part, context.host.show(part.line, CHECKOUT))))
-        if ended[-1][1] in rings.INTERRUPTED:
+        if ended[-1][1] == rings.INTERRUPTED:
             break
     if error := rings.verdict(ended, name):
         raise error

@@ -35,11 +35,16 @@ def test_sudo_keeps_the_way_to_the_network_and_no_argument_tells_it() -> None:
 
 @pytest.mark.parametrize(
     ("ended", "means"),
-    [(0, 0), (65, 1), (69, 5), (66, 2), (64 + 137, 137), (1, None), (127, None), (-9, None), (-2, -2)],
+    [(0, 0), (65, 1), (69, 5), (66, 2), (64 + 137, 137), (1, None), (127, None), (-9, None)],
 )
 def test_sudo_s_own_end_is_told_from_pytest_s(ended: int, means: int | None) -> None:
     assert rings.status(BY_SUDO, ended) == means
     assert rings.status(OWN, ended) == ended
+
+
+@pytest.mark.parametrize("ended", [-2, 130])
+def test_an_interrupt_is_one_whoever_ends_with_it(ended: int) -> None:
+    assert rings.status(BY_SUDO, ended) == rings.status(OWN, ended) == 2
 
 
 @pytest.mark.parametrize(
