@@ -35,6 +35,13 @@ def test_planted() -> None:
         subprocess.run([sys.executable, "-c", "import build.engine.rings"], check=True)
 """
 """Writes a file whose owner is who ran it; what root imports would leave compiled files."""
+PROPERTY = """
+from hypothesis import given, strategies
+
+@given(strategies.none())
+def test_planted_property(_nothing: None) -> None: ...
+"""
+"""Would leave what Hypothesis notes of the tests that it sees."""
 
 
 @pytest.fixture
@@ -46,6 +53,7 @@ def home(tmp_path: Path) -> Path:
     (checkout / ".venv").mkdir()
     for ring in RINGS:
         (checkout / "tests" / ring / "test_planted.py").write_text(PLANTED)
+    (checkout / "tests/unit/test_planted_property.py").write_text(PROPERTY)
     (tmp_path / "home/seen").mkdir()
     for path in (tmp_path / "home", *(tmp_path / "home").rglob("*")):
         os.chown(path, ordinary.UID, ordinary.UID, follow_symlinks=False)

@@ -11,16 +11,20 @@ BY_SUDO = Part(("root", "remote"), ["sudo"], True)
 OWN = Part(("unit", "golden", "boot"), ["python"], False)
 
 
-def chosen(ring: str, uid: int) -> list[tuple[bool, str]]:
-    return [(part.sudo, part.line[-1]) for part in rings.parts(ring, "", uid, 2, {"PATH": "/bin"})]
+def chosen(ring: str, uid: int) -> list[tuple[bool, list[str]]]:
+    parts = rings.parts(ring, "", uid, 2, {"PATH": "/bin"})
+    return [(part.sudo, [word for word in part.line if word.startswith("tests/")]) for part in parts]
 
 
 def test_an_ordinary_user_s_tests_begin_with_those_that_need_root() -> None:
-    assert chosen("", 0) == [(False, "unit or golden or root or boot or remote")]
-    assert chosen("root", 0) == [(False, "root")]
-    assert chosen("", 1000) == [(True, "root or remote"), (False, "unit or golden or boot")]
-    assert chosen("boot", 1000) == [(False, "boot")]
-    assert chosen("remote", 1000) == [(True, "remote")]
+    assert chosen("", 0) == [(False, [f"tests/{ring}" for ring in rings.RINGS])]
+    assert chosen("root", 0) == [(False, ["tests/root"])]
+    assert chosen("", 1000) == [
+        (True, ["tests/root", "tests/remote"]),
+        (False, ["tests/unit", "tests/golden", "tests/boot"]),
+    ]
+    assert chosen("boot", 1000) == [(False, ["tests/boot"])]
+    assert chosen("remote", 1000) == [(True, ["tests/remote"])]
     for part in rings.parts("", "disk", 1000, 2):
         assert part.line[part.line.index("-k") + 1] == "disk"
         assert (part.line[0] == "sudo") is part.sudo
@@ -35,7 +39,7 @@ def test_sudo_keeps_the_way_to_the_network_and_no_argument_tells_it() -> None:
 
 @pytest.mark.parametrize(
     ("ended", "means"),
-    [(0, 0), (65, 1), (69, 5), (66, 2), (64 + 137, 137), (1, None), (127, None), (-9, None)],
+    [(0, 0), (65, 1), (69, 5), (66, 2), (64 + 137, 137), (1, None), (126, None), (127, None)],
 )
 def test_sudo_s_own_end_is_told_from_pytest_s(ended: int, means: int | None) -> None:
     assert rings.status(BY_SUDO, ended) == means
