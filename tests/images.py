@@ -48,8 +48,19 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def remove(location: Path, flags: tuple[str, ...]) -> None:
+    """Remove a LOCATION; only a sandbox may remove what an ordinary user's sub-ids own in its layers."""
+    cli.inv("clean", "--all", *flags, "--set", f"location={location}")
+    shutil.rmtree(location)
+
+
 @contextmanager
-def shared(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Iterator[Path]:
+def shared(
+    factory: pytest.TempPathFactory,
+    name: str,
+    make: Callable[[Path], None],
+    unmake: Callable[[Path], None] = lambda _place: None,
+) -> Iterator[Path]:
     """A folder that is filled once for all workers of a run, and removed by the last one that leaves."""
     base = factory.getbasetemp()
     place = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / f"shared-{name}"
@@ -57,7 +68,7 @@ def shared(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], No
         fcntl.flock(door, fcntl.LOCK_EX)
         if not (place / "whole").exists():
             shutil.rmtree(place, ignore_errors=True)
-            place.mkdir()
+            place.mkdir(exist_ok=True)
             make(place)
             (place / "whole").touch()
         fcntl.flock(users, fcntl.LOCK_SH)
@@ -68,6 +79,7 @@ def shared(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], No
             fcntl.flock(door, fcntl.LOCK_EX)
             with suppress(BlockingIOError):  # somebody still uses it
                 fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                unmake(place)
                 shutil.rmtree(place)
 
 
@@ -82,7 +94,10 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
         location = place / "location"
         cli.succeed("build", *SYSTEM, "--set", f"location={location}")
 
-    with shared(tmp_path_factory, "system", build) as place:
+    def clean(place: Path) -> None:
+        remove(place / "location", SYSTEM)
+
+    with shared(tmp_path_factory, "system", build, clean) as place:
         location = place / "location"
         yield Built(location, location / "systemvm.img", "", SYSTEM)
 
@@ -93,4 +108,4 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
     location = tmp_path_factory.mktemp("tiny")
     output = cli.succeed("build", *TINY, "--set", f"location={location}")
     yield Built(location, location / "tiny.img", output)
-    cli.inv("clean", "--all", *TINY, "--set", f"location={location}")
+    remove(location, TINY)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,7 +14,7 @@ from build.agent import qemu, verify
 from build.agent.process import environment
 from tests import cli
 from tests.boot.guest import converse, output, put
-from tests.images import SYSTEM, TINY, Built, sha256
+from tests.images import SYSTEM, TINY, Built, remove, sha256
 
 pytestmark = pytest.mark.boot
 
@@ -207,7 +206,7 @@ def test_every_other_image_boots_in_256_mib(
         cli.succeed(*where, "build")
         guests = verified(where, tmp_path / "verify.json", "--memory=256")
     finally:
-        shutil.rmtree(location, ignore_errors=True)
+        remove(location, flags)
     assert list(guests) == firmwares
     if name != "i386":
         assert_cloudstack(guests)
