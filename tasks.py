@@ -205,7 +205,7 @@ def clean(c: HostContext, cache: bool = False, all: bool = False, dry_run: bool 
     help={"ring": "unit, golden, root, boot or remote; default: all.", "k": "Only tests whose name matches."},
 )
 def test(c: HostContext, ring: str = "", k: str = "") -> None:
-    """Run the tests."""
+    """Run the tests; as an ordinary user, first those that need root, with sudo."""
     verbs.test(c, ring, k)
 
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import pty
+import select
 import signal
 import subprocess
 import sys
@@ -56,6 +58,32 @@ def start(
         # A shell without job control starts what runs behind it deaf to interrupts, and so all below.
         preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
     )
+
+
+def on_terminal(
+    argv: Sequence[str], answers: Sequence[tuple[str, str]], env: Mapping[str, str], seconds: float = 60
+) -> tuple[int, str]:
+    """Run a command line on a terminal of its own and type answers to questions, each once and in this order.
+
+    Answers its status and all that was shown; fails when it shows nothing for so long.
+    """
+    ours, theirs = pty.openpty()
+    child = subprocess.Popen(
+        ["setsid", "--ctty", *argv], cwd=CHECKOUT, env=env, stdin=theirs, stdout=theirs, stderr=theirs
+    )
+    os.close(theirs)
+    waiting, shown, answered = list(answers), b"", 0
+    while select.select([ours], [], [], seconds)[0]:
+        try:
+            shown += os.read(ours, 4096)
+        except OSError:  # the other end is closed: it has ended
+            os.close(ours)
+            return child.wait(30), shown.decode()
+        if waiting and waiting[0][0].encode() in shown[answered:]:
+            os.write(ours, waiting.pop(0)[1].encode() + b"\n")
+            answered = len(shown)
+    child.kill()
+    raise AssertionError(f"shows nothing more: {shown.decode()}")
 
 
 def succeed(*arguments: str, **where: Any) -> str:

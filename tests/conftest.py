@@ -12,10 +12,10 @@ from typing import Any, NoReturn
 
 import pytest
 
+from build.engine.rings import PRIVILEGED, RINGS
 from tests.images import system as system  # for every ring that needs a built image
 from tests.images import tiny as tiny
 
-RINGS = ("unit", "golden", "root", "boot", "remote")
 HERE = Path(__file__).resolve().parent
 
 
@@ -53,7 +53,8 @@ def pytest_make_collect_report(
 
 @pytest.fixture(autouse=True, scope="session")
 def _open(tmp_path_factory: pytest.TempPathFactory) -> None:
-    """Let the ordinary users that tests become walk into their temporary folders."""
+    """Let the ordinary users that tests become walk into their temporary folders, and read what is there."""
+    os.umask(0o022)
     base = tmp_path_factory.getbasetemp()
     roof = Path(tempfile.gettempdir())
     for path in (base, *base.parents):
@@ -67,10 +68,8 @@ def _ring(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> No
     for name in [name for name in os.environ if name.startswith("SYSTEMVM_")]:
         monkeypatch.delenv(name)
     ring = next(ring for ring in RINGS if request.node.get_closest_marker(ring))
-    if ring in ("root", "boot", "remote") and os.geteuid() != 0:
-        pytest.fail(
-            f"the {ring} ring needs root: run it as root, or leave it out with --ring unit", pytrace=False
-        )
+    if ring in PRIVILEGED and os.geteuid() != 0:
+        pytest.fail(f"the {ring} ring needs root: `./inv test` asks sudo for it", pytrace=False)
     if ring == "unit":
         _forbid(monkeypatch)
 

@@ -49,8 +49,19 @@ def sha256(path: Path) -> str:
         return hashlib.file_digest(stream, "sha256").hexdigest()
 
 
+def remove(location: Path, flags: tuple[str, ...]) -> None:
+    """Remove a LOCATION; only a sandbox may remove what an ordinary user's sub-ids own in its layers."""
+    cli.inv("clean", "--all", *flags, "--set", f"location={location}")
+    shutil.rmtree(location)
+
+
 @contextmanager
-def shared(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], None]) -> Iterator[Path]:
+def shared(
+    factory: pytest.TempPathFactory,
+    name: str,
+    make: Callable[[Path], None],
+    unmake: Callable[[Path], None] = lambda _place: None,
+) -> Iterator[Path]:
     """A folder that is filled once for all workers of a run, and removed by the last one that leaves."""
     base = factory.getbasetemp()
     place = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / f"shared-{name}"
@@ -58,7 +69,7 @@ def shared(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], No
         fcntl.flock(door, fcntl.LOCK_EX)
         if not (place / "whole").exists():
             shutil.rmtree(place, ignore_errors=True)
-            place.mkdir()
+            place.mkdir(exist_ok=True)
             make(place)
             (place / "whole").touch()
         fcntl.flock(users, fcntl.LOCK_SH)
@@ -69,6 +80,7 @@ def shared(factory: pytest.TempPathFactory, name: str, make: Callable[[Path], No
             fcntl.flock(door, fcntl.LOCK_EX)
             with suppress(BlockingIOError):  # somebody still uses it
                 fcntl.flock(users, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                unmake(place)
                 shutil.rmtree(place)
 
 
@@ -84,21 +96,24 @@ SYSTEM = ("--image", "config/systemvm.yaml")
 
 @pytest.fixture(scope="session")
 def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
-    """The full image, built as root; its layers are not kept."""
+    """The full image, built as whoever runs the tests; its layers are not kept."""
 
     def build(place: Path) -> None:
         location = place / "location"
         cli.succeed("build", *SYSTEM, "--set", f"location={location}")
 
-    with shared(tmp_path_factory, "system", build) as place:
+    def clean(place: Path) -> None:
+        remove(place / "location", SYSTEM)
+
+    with shared(tmp_path_factory, "system", build, clean) as place:
         location = place / "location"
         yield Built(location, location / "systemvm.img", "", SYSTEM)
 
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
-    """The tiny image, built as root."""
+    """The tiny image, built as whoever runs the tests."""
     location = tmp_path_factory.mktemp("tiny")
     output = cli.succeed("build", *TINY, "--set", f"location={location}")
     yield Built(location, location / "tiny.img", output)
-    cli.inv("clean", "--all", *TINY, "--set", f"location={location}")
+    remove(location, TINY)

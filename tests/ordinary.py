@@ -8,30 +8,42 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 
-NAME, UID, SUBIDS = "builder", 54321, "100000:65536"
 CHECKOUT = Path(__file__).resolve().parents[1]
+NAME, SUBIDS = "builder", "100000:65536"
+UID = CHECKOUT.stat().st_uid or 54321
+"""Who cloned with umask 077 has a checkout that only he, and root, can read."""
 
 
-def prefix(folder: Path, home: Path, subids: bool = True) -> list[str]:
-    """Command line that runs what follows it as the user; `folder` (root's) holds the tables."""
+def prefix(
+    folder: Path,
+    home: Path,
+    subids: bool = True,
+    more: Mapping[str, str] | None = None,
+    before: Sequence[str] = (),
+) -> list[str]:
+    """Command line that runs what follows it as the user; `folder` (root's) holds the tables.
+
+    `more` are tables of /etc by name, and `before` lines that root runs once all is in its place.
+    """
     tables = {
         "passwd": f"{NAME}:x:{UID}:{UID}::{home}:/bin/bash\n",
         "group": f"{NAME}:x:{UID}:\n",
         "subuid": f"{NAME}:{SUBIDS}\n" if subids else "",
         "subgid": f"{NAME}:{SUBIDS}\n" if subids else "",
+        **(more or {}),
     }
     lines = ["set -eu"]
     for table, own in tables.items():
         real = Path("/etc", table)
         kept = real.read_text(encoding="utf-8") if table in ("passwd", "group") else ""
-        (folder / table).write_text(kept + own, encoding="utf-8")
+        (folder / table).write_text(own + kept, encoding="utf-8")
         if not real.exists():
             continue
         lines.append(f"mount --bind {shlex.quote(str(folder / table))} {real}")
-    lines += ways((Path(sys.base_prefix), CHECKOUT, home))
+    lines += [*ways((Path(sys.base_prefix), CHECKOUT, home)), *before]
     lines.append(
         f"exec setpriv --reuid {UID} --regid {UID} --clear-groups --inh-caps -all env -i "
         f'HOME={shlex.quote(str(home))} USER={NAME} PATH="$PATH" LANG=C.UTF-8 "$@"'

@@ -16,7 +16,7 @@ from typing import Any
 from build import convert as conversion
 from build import inspect as inspection
 from build import params as boot_line
-from build.engine import fetch, pipeline, script
+from build.engine import fetch, pipeline, rings, script
 from build.engine.console import size
 from build.engine.errors import BuildError
 from build.engine.fetch import Artifact
@@ -436,38 +436,21 @@ def clean(build: Build, what: str, dry_run: bool) -> None:
     )
 
 
-RINGS = ("unit", "golden", "root", "boot", "remote")
-NOTHING_RAN = 5
-"""What pytest ends with when no test was chosen."""
-
-
 def test(context: HostContext, ring: str, name: str) -> None:
     """Run pytest on the asked ring, or on all."""
     _only_here(context, "tests run")
-    if ring and ring not in RINGS:
-        raise BuildError(f"no ring {ring!r}", f"rings: {', '.join(RINGS)}")
-    lines = test_lines(ring, name, os.geteuid(), os.cpu_count() or 1)
-    statuses = []
-    for line in lines:
-        if line[0] == "sudo":
-            print("these tests make users, namespaces, mounts and guests: sudo runs them as root", flush=True)
-        statuses.append(context.host.show(line, CHECKOUT))
-    if failed := [status for status in statuses if status not in (0, NOTHING_RAN)]:
-        raise BuildError("tests failed", "read the lines above", failed[0])
-    if set(statuses) == {NOTHING_RAN}:
-        raise BuildError(f"no test matches {name!r}", "choose another name for --k", NOTHING_RAN)
-
-
-def test_lines(ring: str, name: str, uid: int, cores: int) -> list[list[str]]:
-    """Command lines that run a ring, or all; an ordinary user needs sudo for those beyond unit and golden."""
-    # Guests wait, too: one test more than there are cores keeps them all busy.
-    workers = ["-n", str(min(cores, 4) + 1), "--dist", "worksteal", "--durations=25"]
-    line = [sys.executable, "-B", "-m", "pytest", *workers, *(("-k", name) if name else ())]
-    if uid == 0 or ring in RINGS[:2]:
-        return [[*line, *(("-m", ring) if ring else ())]]
-    # What root leaves in the checkout's cache, its owner could not write any more.
-    privileged = ["sudo", "--", *line, "-p", "no:cacheprovider", "-m", ring or " or ".join(RINGS[2:])]
-    return [privileged] if ring else [[*line, "-m", " or ".join(RINGS[:2])], privileged]
+    if ring and ring not in rings.RINGS:
+        raise BuildError(f"no ring {ring!r}", f"rings: {', '.join(rings.RINGS)}")
+    parts = rings.parts(ring, name, os.geteuid(), os.cpu_count() or 1)
+    ended: list[tuple[rings.Part, int | None]] = []
+    for part in parts:
+        if part.sudo:
+            print(rings.purpose(part, part is not parts[-1]), flush=True)
+        ended.append((part, rings.status(part, context.host.show(part.line, CHECKOUT))))
+        if ended[-1][1] == rings.INTERRUPTED:
+            break
+    if error := rings.verdict(ended, name):
+        raise error
 
 
 def _only_here(context: HostContext, what: str) -> None:

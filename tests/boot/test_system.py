@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -12,9 +11,10 @@ from typing import Any
 import pytest
 
 from build.agent import qemu, verify
+from build.agent.process import environment
 from tests import cli
 from tests.boot.guest import converse, output, put
-from tests.images import SYSTEM, TINY, Built, sha256
+from tests.images import SYSTEM, TINY, Built, remove, sha256
 
 pytestmark = pytest.mark.boot
 
@@ -93,7 +93,9 @@ def test_every_format_boots_on_its_hypervisor_s_machine(tiny: Built, tmp_path: P
 def root_of(image: Path) -> int:
     """Return the byte where the last partition begins."""
     table = json.loads(
-        subprocess.run(["sfdisk", "--json", image], capture_output=True, check=True, text=True).stdout
+        subprocess.run(
+            ["sfdisk", "--json", image], capture_output=True, check=True, text=True, env=environment()
+        ).stdout
     )
     return max(int(part["start"]) for part in table["partitiontable"]["partitions"]) * 512
 
@@ -115,7 +117,10 @@ def ill(tiny: Built, tmp_path: Path) -> Iterator[Path]:
         f"symlink {wants}/broken.service /etc/systemd/system/broken.service\n"
     )
     subprocess.run(
-        ["debugfs", "-w", "-f", orders, f"{copy}?offset={root_of(copy)}"], check=True, capture_output=True
+        ["debugfs", "-w", "-f", orders, f"{copy}?offset={root_of(copy)}"],
+        check=True,
+        capture_output=True,
+        env=environment(),
     )
     yield copy
     copy.unlink()
@@ -201,7 +206,7 @@ def test_every_other_image_boots_in_256_mib(
         cli.succeed(*where, "build")
         guests = verified(where, tmp_path / "verify.json", "--memory=256")
     finally:
-        shutil.rmtree(location, ignore_errors=True)
+        remove(location, flags)
     assert list(guests) == firmwares
     if name != "i386":
         assert_cloudstack(guests)

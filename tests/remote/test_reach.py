@@ -169,7 +169,7 @@ def test_a_key_that_the_agent_has_is_not_asked_about(there: Buildhost, locked: P
 
 def test_a_user_whom_the_machine_does_not_know_is_told_so(there: Buildhost, tmp_path: Path) -> None:
     """As in a container that was started with a number for a user: ssh refuses to work there."""
-    home, number = tmp_path / "home", 54399
+    home, number = tmp_path / "home", ordinary.UID
     shutil.copytree(there.client, home)
     for path in (home, *home.rglob("*")):
         os.chown(path, number, number)
@@ -209,32 +209,9 @@ def test_a_python_that_is_missing_or_too_old_is_told_so(old: str | None, there: 
 
 
 def on_terminal(there: Buildhost, arguments: list[str], answers: list[tuple[str, str]]) -> tuple[int, str]:
-    """Run a command line on a terminal, answer its questions; answers status and all that was shown."""
-    ours, theirs = pty.openpty()
-    child = subprocess.Popen(
-        [*there.prefix, *cli.INV, *arguments],
-        cwd=cli.CHECKOUT,
-        env=cli.environment({**there.env, "NO_COLOR": "1"}),
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        start_new_session=True,
-    )
-    os.close(theirs)
-    shown = b""
-    while True:
-        if answers and answers[0][0].encode() in shown:
-            shown += b"\n<answered>\n"
-            os.write(ours, answers.pop(0)[1].encode() + b"\n")
-        assert select.select([ours], [], [], 60)[0], shown
-        try:
-            if not (chunk := os.read(ours, 4096)):
-                break
-        except OSError:
-            break
-        shown += chunk
-    os.close(ours)
-    return child.wait(30), shown.decode()
+    """Run a command line of the client's on a terminal; answers status and all that was shown."""
+    env = cli.environment({**there.env, "NO_COLOR": "1"})
+    return cli.on_terminal([*there.prefix, *cli.INV, *arguments], answers, env)
 
 
 QUESTION = f"sudo password of bob on bob@{HOST}"

@@ -105,7 +105,7 @@ def test_an_ordinary_user_gets_the_same_bytes(tiny: Built, tmp_path: Path) -> No
     tables.mkdir()
     for path in (location, *location.rglob("*")):
         os.chown(path, ordinary.UID, ordinary.UID)
-    prefix = ordinary.prefix(tables, location)
+    prefix = [*ordinary.prefix(tables, location), "bash", "-c", 'umask 077; exec "$@"', "careful"]
     flags = (*TINY, "--frozen", "--set", f"location={location}")
     cli.succeed("build", *flags, prefix=prefix)
     assert sha256(location / "tiny.img") == sha256(tiny.image)

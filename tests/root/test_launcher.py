@@ -15,6 +15,8 @@ from pathlib import Path
 
 import pytest
 
+from build.engine.rings import NETWORK
+
 CHECKOUT = Path(__file__).resolve().parents[2]
 LAUNCHER = (
     "inv",
@@ -63,11 +65,7 @@ def run(
     cwd: Path | None = None,
 ) -> subprocess.CompletedProcess[str]:
     """Call the launcher with nothing but PATH, HOME and what pip and the network here need."""
-    kept = {
-        name: value
-        for name, value in os.environ.items()
-        if re.match(r"PATH|HOME|PIP_|SSL_|https?_proxy", name)
-    }
+    kept = {name: os.environ[name] for name in ("PATH", "HOME", *NETWORK) if name in os.environ}
     return subprocess.run(
         [*shell, str(checkout / "inv"), *arguments],
         cwd=cwd or checkout,

@@ -20,7 +20,7 @@ ELSEWHERE = {
     "inv verify": "tests/boot/test_system.py",
     "inv boot": "tests/boot/test_system.py",
     "inv -H": "tests/remote/test_builds.py",
-    "./inv test": "tests/root/test_launcher.py",
+    "./inv test": "tests/root/test_rings.py",
     "inv bench": "tests/root/test_errors.py",
     "git clone": "tests/root/test_launcher.py",
 }

@@ -339,18 +339,3 @@ def test_a_memory_that_is_no_number_of_mib_is_refused(text: str) -> None:
     with pytest.raises(BuildError) as caught:
         verbs._mebibytes(text)
     assert caught.value.hint == "write --memory 256"
-
-
-def test_an_ordinary_user_s_tests_ask_for_root_only_where_they_need_it() -> None:
-    def chosen(ring: str, uid: int, name: str = "") -> list[tuple[bool, str]]:
-        return [
-            (line[0] == "sudo", line[line.index("-m", 5) + 1] if "-m" in line[5:] else "")
-            for line in verbs.test_lines(ring, name, uid, 2)
-        ]
-
-    assert chosen("", 0) == [(False, "")]
-    assert chosen("root", 0) == [(False, "root")]
-    assert chosen("", 1000) == [(False, "unit or golden"), (True, "root or boot or remote")]
-    assert chosen("golden", 1000) == [(False, "golden")]
-    assert chosen("remote", 1000) == [(True, "remote")]
-    assert all(line[line.index("-k") + 1] == "disk" for line in verbs.test_lines("", "disk", 1000, 2))
