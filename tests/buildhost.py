@@ -69,7 +69,7 @@ class Buildhost:
 
     def inside(self, *argv: str) -> str:
         """Run a command on the host as its root; answers what it printed."""
-        line = ["nsenter", "-t", str(self.pid), "-m", "-p", "-n", "--", *argv]
+        line = ["nsenter", "-t", str(self.pid), "-m", "-p", "-n", "-r", "--", *argv]
         return subprocess.run(line, check=True, capture_output=True, text=True).stdout
 
     def location(self, user: str) -> Path:
@@ -162,8 +162,8 @@ def wait_for(
 
 
 @contextmanager
-def running(folder: Path) -> Iterator[Buildhost]:
-    """Start a build host with its state in `folder`."""
+def running(folder: Path, tree: Path = Path("/")) -> Iterator[Buildhost]:
+    """Start a build host with its state in `folder` and the system of `tree`, which stays as it is."""
     for name in ("home", "root", "images", "vartmp", "etc", "client/.ssh"):
         (folder / name).mkdir(parents=True)
     (folder / "vartmp").chmod(0o1777)
@@ -171,7 +171,7 @@ def running(folder: Path) -> Iterator[Buildhost]:
         keygen(folder / "etc" / key)
     keygen(folder / "client/.ssh/id_ed25519")
     public = (folder / "client/.ssh/id_ed25519.pub").read_text()
-    _make_users(folder, public)
+    _make_users(folder, public, tree)
     write_client(folder)
     for name, address, port in (("host", HOST, 22), ("jump", JUMP, JUMP_PORT)):
         (folder / "etc" / f"sshd_{name}").write_text(
@@ -181,7 +181,7 @@ def running(folder: Path) -> Iterator[Buildhost]:
         )
     (folder / "etc/authorized").write_text(public)
     script = folder / "start.sh"
-    script.write_text(_script(folder))
+    script.write_text(_script(folder, tree))
     errors = (folder / "sshd.log").open("wb")
     namespaces = ("--mount", "--pid", "--net", "--fork", "--kill-child", "--mount-proc")
     child = subprocess.Popen(
@@ -237,8 +237,8 @@ def write_client(folder: Path) -> None:
     (ssh / "more").write_text(f"Host included\n  HostName {HOST}\n  User alice\n")
 
 
-def _make_users(folder: Path, public: str) -> None:
-    tables = {name: Path("/etc", name).read_text() for name in ("passwd", "group", "shadow")}
+def _make_users(folder: Path, public: str, tree: Path) -> None:
+    tables = {name: Path(tree, "etc", name).read_text() for name in ("passwd", "group", "shadow")}
     hashed = sha512_crypt.using(rounds=1000).hash(PASSWORD)
     for name, uid in USERS.items():
         tables["passwd"] += f"{name}:x:{uid}:{uid}::/home/{name}:/bin/bash\n"
@@ -253,10 +253,19 @@ def _make_users(folder: Path, public: str) -> None:
     (folder / "passwd").write_text(f"root:x:0:0::{folder}/client:/bin/bash\n")
 
 
-def _script(folder: Path) -> str:
+def _script(folder: Path, tree: Path) -> str:
     """What makes the host of bare namespaces."""
     own = shlex.quote(str(folder))
+    # The kernel lets a user who is only changed into another root open no user namespace.
+    enter = [
+        "mount -t tmpfs tmpfs /mnt; mkdir /mnt/upper /mnt/work /mnt/root",
+        f"mount -t overlay overlay -o lowerdir={tree},upperdir=/mnt/upper,workdir=/mnt/work /mnt/root",
+        "cd /mnt/root; mount -t proc proc proc; mount --rbind /dev dev; mount --rbind /sys sys",
+        f"mkdir -p .{own} .{shlex.quote(str(CHECKOUT))}; mount --bind {own} .{own}",
+        "pivot_root . .; umount -l .; cd /",
+    ]
     lines = [
+        *(enter if tree != Path("/") else ()),
         "mount -t tmpfs tmpfs /run",
         "mkdir -m 755 /run/sshd /run/lock /run/upper",
         "ip link set lo up",

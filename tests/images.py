@@ -112,8 +112,17 @@ def system(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
 
 @pytest.fixture(scope="session")
 def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
-    """The tiny image, built as whoever runs the tests."""
-    location = tmp_path_factory.mktemp("tiny")
-    output = cli.succeed("build", *TINY, "--set", f"location={location}")
-    yield Built(location, location / "tiny.img", output)
-    remove(location, TINY)
+    """The tiny image, built as whoever runs the tests; each worker has a LOCATION of its own with it."""
+
+    def build(place: Path) -> None:
+        output = cli.succeed("build", *TINY, "--set", f"location={place / 'location'}")
+        (place / "output").write_text(output)
+
+    def clean(place: Path) -> None:
+        remove(place / "location", TINY)
+
+    with shared(tmp_path_factory, "tiny", build, clean) as place:
+        location = tmp_path_factory.mktemp("tiny") / "location"
+        link(place / "location", location)
+        yield Built(location, location / "tiny.img", (place / "output").read_text())
+        remove(location, TINY)

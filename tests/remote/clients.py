@@ -4,15 +4,18 @@ from __future__ import annotations
 
 import contextlib
 import fcntl
+import json
 import os
 import pty
 import shutil
 import signal
 import subprocess
+import sys
 import threading
 from collections.abc import Callable
 from pathlib import Path
 
+from build.engine import compressors
 from tests import cli
 from tests.buildhost import HOST, PASSWORD, USERS, Buildhost
 from tests.images import TINY, Built
@@ -92,3 +95,24 @@ def is_free(location: Path) -> bool:
         except OSError:
             return False
     return True
+
+
+ASK = """
+import json, platform, sys
+print(json.dumps({
+    "version": sys.version_info[:3], "implementation": sys.implementation.name,
+    "machine": platform.machine(), "libc": platform.libc_ver()}))
+"""
+
+
+def pip(*arguments: str) -> None:
+    """Have pip do something with wheels of the lock alone."""
+    line = [sys.executable, "-I", "-m", "pip", "-q", *arguments]
+    subprocess.run([*line, "--no-deps", "--only-binary=:all:", "--require-hashes"], check=True)
+
+
+def download(host: Buildhost, pins: Path, folder: Path) -> Path:
+    """Fill a folder with what an index holds of the compressors that suits a host."""
+    asked = compressors.asked(json.loads(host.inside("python3", "-I", "-c", ASK)))
+    pip("download", f"--dest={folder}", *asked, f"--requirement={pins}")
+    return folder

@@ -2,15 +2,19 @@
 
 from __future__ import annotations
 
+import subprocess
+import sysconfig
+import venv
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests import buildhost
+from build.engine import compressors
+from tests import buildhost, cli
 from tests.buildhost import Buildhost
 from tests.images import Built, link, shared
-from tests.remote.clients import ALL, FLAGS, provide, run
+from tests.remote.clients import ALL, FLAGS, pip, provide, run
 
 
 @pytest.fixture(scope="session")
@@ -40,3 +44,32 @@ def finished(
 
     with shared(tmp_path_factory, "carol", build) as place:
         yield {user: place / "location" if user == "carol" else tiny.location for user in ALL}
+
+
+SOURCES = ("build", "config", "templates", "tasks.py", "invoke.yaml", "requirements.lock")
+"""What a checkout needs for a client that asks for no package."""
+
+
+@pytest.fixture(scope="session")
+def pins(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """What the lock says of the compressors, as pip reads it."""
+    file = tmp_path_factory.mktemp("pins") / "pins"
+    file.write_text(compressors.pins((cli.CHECKOUT / "requirements.lock").read_text()))
+    return file
+
+
+@pytest.fixture(scope="session")
+def mac(pins: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A checkout whose `.venv` holds the compressors that a Mac's holds; all else is of this one's."""
+    checkout = tmp_path_factory.mktemp("mac")
+    subprocess.run(["cp", "-a", *(cli.CHECKOUT / name for name in SOURCES), checkout], check=True)
+    venv.create(checkout / ".venv", symlinks=True)
+    python = str(checkout / ".venv/bin/python")
+    ask = "import sysconfig; print(sysconfig.get_path('platlib'))"
+    own = subprocess.run([python, "-c", ask], check=True, capture_output=True, text=True).stdout.strip()
+    pip("install", f"--target={own}", "--platform=macosx_11_0_arm64", f"--requirement={pins}")
+    Path(own, "rest.pth").write_text(sysconfig.get_path("platlib") + "\n")
+    for module in ("zlib_ng.zlib_ng", "deflate"):
+        loaded = subprocess.run([python, "-c", f"import {module}"], capture_output=True, check=False)
+        assert loaded.returncode == 1
+    return checkout

@@ -2,34 +2,23 @@
 
 from __future__ import annotations
 
-import json
 import os
 import shutil
 import subprocess
-import sys
-import sysconfig
-import venv
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from build.engine import compressors
 from tests import cli
 from tests.buildhost import HOST, Buildhost
 from tests.images import TINY, sha256
+from tests.remote.clients import download
 
 pytestmark = pytest.mark.remote
-SOURCES = ("build", "config", "templates", "tasks.py", "invoke.yaml", "requirements.lock")
 MADE = ("tiny.vmdk", "tiny.qcow2")
 VERBS = ("convert.vmdk", "convert.qcow2")
 ABROAD = "/var/lib/images/small"
-ASK = """
-import json, platform, sys
-print(json.dumps({
-    "version": sys.version_info[:3], "implementation": sys.implementation.name,
-    "machine": platform.machine(), "libc": platform.libc_ver()}))
-"""
 
 
 def flags(folder: str | Path) -> tuple[str, ...]:
@@ -61,42 +50,10 @@ def bare(there: Buildhost) -> Buildhost:
     return there
 
 
-def pip(*arguments: str) -> None:
-    line = [sys.executable, "-I", "-m", "pip", "-q", *arguments]
-    subprocess.run([*line, "--no-deps", "--only-binary=:all:", "--require-hashes"], check=True)
-
-
-@pytest.fixture(scope="module")
-def pins(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    file = tmp_path_factory.mktemp("pins") / "pins"
-    file.write_text(compressors.pins((cli.CHECKOUT / "requirements.lock").read_text()))
-    return file
-
-
-@pytest.fixture(scope="module")
-def mac(pins: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """A checkout whose `.venv` holds the compressors that a Mac's holds; all else is of this one's."""
-    checkout = tmp_path_factory.mktemp("mac")
-    subprocess.run(["cp", "-a", *(cli.CHECKOUT / name for name in SOURCES), checkout], check=True)
-    venv.create(checkout / ".venv", symlinks=True)
-    python = str(checkout / ".venv/bin/python")
-    ask = "import sysconfig; print(sysconfig.get_path('platlib'))"
-    own = subprocess.run([python, "-c", ask], check=True, capture_output=True, text=True).stdout.strip()
-    pip("install", f"--target={own}", "--platform=macosx_11_0_arm64", f"--requirement={pins}")
-    Path(own, "rest.pth").write_text(sysconfig.get_path("platlib") + "\n")
-    for module in ("zlib_ng.zlib_ng", "deflate"):
-        loaded = subprocess.run([python, "-c", f"import {module}"], capture_output=True, check=False)
-        assert loaded.returncode == 1
-    return checkout
-
-
 @pytest.fixture(scope="module")
 def wheels(pins: Path, there: Buildhost, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """What an index holds that suits the host; the client is in a network namespace and reaches none."""
-    folder = tmp_path_factory.mktemp("wheels")
-    asked = compressors.asked(json.loads(there.inside("python3", "-I", "-c", ASK)))
-    pip("download", f"--dest={folder}", *asked, f"--requirement={pins}")
-    return folder
+    return download(there, pins, tmp_path_factory.mktemp("wheels"))
 
 
 def convert(there: Buildhost, here: Path, to: Path, *more: str, **where: Any) -> str:
@@ -157,7 +114,7 @@ def test_a_client_whose_own_do_not_load_there_fetches_those_that_do(
 
 
 def test_files_of_another_content_are_never_sent(
-    bare: Buildhost, mac: Path, wheels: Path, tmp_path: Path
+    bare: Buildhost, here: Path, mac: Path, wheels: Path, tmp_path: Path
 ) -> None:
     """pip checks them against the lock."""
     shutil.rmtree(mac / ".venv/wheels", ignore_errors=True)

@@ -28,6 +28,7 @@ from build.engine.resolution import Resolution
 from build.engine.settings import Loaded, Settings
 from tests import ordinary
 from tests.agent import Agent, Refused, build, place
+from tests.images import shared
 
 pytestmark = pytest.mark.root
 
@@ -252,15 +253,18 @@ tar --numeric-owner --xattrs --xattrs-include='*' "${{without[@]}}" -C "$ROOT" -
 
 
 @pytest.fixture(scope="module")
-def base(tmp_path_factory: pytest.TempPathFactory) -> Path:
+def base(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """Debian's tree as an archive."""
-    archive = tmp_path_factory.mktemp("base") / "tree.tar"
-    argv = ["mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", f"--include={PACKAGES}", "bookworm"]
-    done = subprocess.run([*argv, str(archive)], capture_output=True, text=True, check=False)
-    assert done.returncode == 0, done.stderr
-    archive.chmod(0o644)
-    archive.parent.chmod(0o755)
-    return archive
+
+    def make(place: Path) -> None:
+        argv = ["mmdebstrap", "--quiet", "--mode=root", "--variant=minbase", f"--include={PACKAGES}"]
+        archive = place / "tree.tar"
+        done = subprocess.run([*argv, "bookworm", str(archive)], capture_output=True, text=True, check=False)
+        assert done.returncode == 0, done.stderr
+        archive.chmod(0o644)
+
+    with shared(tmp_path_factory, "base", make) as place:
+        yield place / "tree.tar"
 
 
 @pytest.fixture(scope="module")
