@@ -19,7 +19,8 @@ def run(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     given = Place.from_request(request["place"])
     if not given.location.is_dir():
         return {"removed": []}
-    store.lock(given.location, emit, "clean")
+    if not request.get("dry_run"):
+        store.lock(given.location, emit, "clean")
     reach = set(request.get("reach", ()))
     stores = sorted((given.location / "cache").glob("*")) if given.mode == "root" else [given.store]
     doomed: list[Path] = []

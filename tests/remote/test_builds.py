@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import shutil
 import signal
 from pathlib import Path
 
@@ -12,7 +13,7 @@ import pytest
 
 from tests import cli
 from tests.buildhost import HOST, Buildhost, wait_for
-from tests.images import STEPS, TINY, Built, sha256
+from tests.images import STEPS, TINY, Built, link, sha256
 from tests.remote.clients import FLAGS, begun, is_free, provide, run, start
 
 pytestmark = pytest.mark.remote
@@ -87,6 +88,32 @@ def test_every_verb_that_looks_does_so_there(ready: tuple[str, ...], there: Buil
     assert re.search(r"ok +privileges +root\n", told)
     assert re.search(r"ok +overlay +works\n", told)
     assert lie() == before
+
+
+def test_hosts_build_side_by_side_what_each_is_told(
+    tiny: Built, ready: tuple[str, ...], there: Buildhost, tmp_path: Path
+) -> None:
+    link(tiny.location, there.folder / "images/second")
+    one, other = f"root@{HOST}", "included"
+    own = ("--set", f"{other}:imagename=other", "--set", f"{other}:location=/var/lib/images/second")
+    line = ("-H", f"{one},{other}", "build", *ready, *own, "--to", str(tmp_path))
+    told = cli.succeed(*line, prefix=there.prefix, env=there.env)
+    assert f"{one} | fetched fetch" in told
+    assert f"{other} | built   disk" in told
+    assert [row.split()[:2] for row in told.splitlines()[-2:]] == [[one, "ok"], [other, "ok"]]
+    assert sha256(tmp_path / one / "tiny.img") == sha256(tiny.image)
+    assert json.loads((tmp_path / other / "other.img.json").read_text())["image"] == "other"
+    assert sha256(tmp_path / other / "other.img") != sha256(tiny.image)
+    shutil.rmtree(there.folder / "images/second")
+
+
+def test_an_image_is_verified_where_it_lies(ready: tuple[str, ...], there: Buildhost, tmp_path: Path) -> None:
+    """The guest runs there, the report comes home."""
+    told = run(there, "alice", "verify", *ready, "--set", "firmware=bios", "--to", str(tmp_path))
+    assert f"report {tmp_path}/tiny.verify.json" in told
+    (guest,) = json.loads((tmp_path / "tiny.verify.json").read_text())["guests"]
+    assert guest["firmware"] == "bios"
+    there.wait_until_empty()
 
 
 def test_fetching_goes_on_where_it_was_cut_off(
