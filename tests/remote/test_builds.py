@@ -79,8 +79,8 @@ def test_every_verb_that_looks_does_so_there(ready: tuple[str, ...], there: Buil
     def lie() -> dict[Path, int]:
         return {path: path.lstat().st_mtime_ns for path in (there.folder / "images/ready").rglob("*")}
 
-    before = lie()
     assert " frozen " in run(there, "alice", "resolve", *ready)
+    before = lie()
     assert run(there, "alice", "plan", *ready).count(" cached ") == len(STEPS)
     assert "nothing changed" in run(there, "alice", "why", "tweak", *ready)
     assert "0 things" in run(there, "alice", "clean", "--cache", "--dry-run", *ready)
