@@ -211,7 +211,7 @@ def test(c: HostContext, ring: str = "", k: str = "") -> None:
 
 @task(
     positional=[],
-    help={"name": "build, convert or fetch.", "pairs": "Runs of each side; the median ratio counts."},
+    help={"name": "build, convert or remote.", "pairs": "Runs of each side; the median ratio counts."},
 )
 def bench(c: HostContext, name: str = "build", pairs: str = "3") -> None:
     """Measure against the classic ways, in ratios."""

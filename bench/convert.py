@@ -44,12 +44,17 @@ print(json.dumps({"phases": {name: b - a for name, (a, b) in phases.items()}, "p
 """
 
 
-def main() -> int:
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+def options(doc: str) -> argparse.Namespace:
+    """Read the command line of a benchmark that works on a raw disk."""
+    parser = argparse.ArgumentParser(description=doc.splitlines()[0])
     parser.add_argument("--image", type=Path, help="raw disk (default: the full image's)")
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--work", type=Path, default=Path("/var/tmp"))
-    asked = parser.parse_args()
+    return parser.parse_args()
+
+
+def main() -> int:
+    asked = options(__doc__)
     with tempfile.TemporaryDirectory(prefix="bench-", dir=asked.work) as folder:
         image = asked.image or system_vm()
         return report(measure(image, Path(folder), asked.pairs))
