@@ -17,10 +17,13 @@ from typing import Any
 
 from build.agent import web
 from build.agent.events import Emit, Failure
+from build.agent.location import ROOT_LOCATION
 from build.agent.web import Source
 
 WORKERS = 6
 """Connections at a time: enough to fill a line, few enough for a mirror."""
+ROOTS = Path(ROOT_LOCATION) / "debs"
+"""Where root keeps packages by default; an ordinary user's build takes what is there from there."""
 CHUNK = 1 << 18
 MIB = 1 << 20
 
@@ -64,7 +67,7 @@ def _fetched(request: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
     source = Source(request.get("apt_proxy", ""))
     packages = request["packages"]
     with ThreadPoolExecutor(WORKERS) as pool:
-        present = list(pool.map(lambda package: is_whole(folder / filename(package), package), packages))
+        present = list(pool.map(lambda package: _have(package, folder), packages))
         missing = [package for package, there in zip(packages, present, strict=True) if not there]
         total = sum(package["size"] for package in missing)
         _room(folder, missing)
@@ -82,6 +85,25 @@ def _fetched(request: Mapping[str, Any], emit: Emit) -> dict[str, Any]:
     return {"paths": [str(folder / filename(package)) for package in packages], "bytes": total}
 
 
+def _have(package: Mapping[str, Any], folder: Path) -> bool:
+    """Whether a package is in the cache, or can be copied to it from root's."""
+    return is_whole(folder / filename(package), package) or _borrow(package, folder)
+
+
+def _borrow(package: Mapping[str, Any], folder: Path) -> bool:
+    """Copy a package from where root's builds keep theirs, unless the copy turns out to be another's."""
+    part = _part(folder, package)
+    if folder == ROOTS or not is_whole(ROOTS / filename(package), package):
+        return False
+    with contextlib.suppress(OSError):
+        shutil.copyfile(ROOTS / filename(package), part)
+        if is_whole(part, package):
+            _publish(package, part, folder)
+            return True
+    part.unlink(missing_ok=True)
+    return False
+
+
 def filename(package: Mapping[str, Any]) -> str:
     """Name of the .deb in the cache, as apt writes it."""
     return f"{package['name']}_{package['version'].replace(':', '%3a')}_{package['arch']}.deb"
@@ -94,7 +116,7 @@ def is_whole(path: Path, package: Mapping[str, Any]) -> bool:
             return False
         with path.open("rb") as file:
             return bool(hashlib.file_digest(file, "sha256").hexdigest() == package["sha256"])
-    except FileNotFoundError:
+    except (FileNotFoundError, PermissionError):
         return False
 
 
@@ -152,6 +174,10 @@ def _bring(package: Mapping[str, Any], folder: Path, source: Source, meter: Mete
             f"{package['url']} is not what was signed: its SHA-256 differs",
             "try again, or use another mirror or proxy: this one hands out a wrong file",
         )
+    _publish(package, part, folder)
+
+
+def _publish(package: Mapping[str, Any], part: Path, folder: Path) -> None:
     part.chmod(0o644)
     part.rename(folder / filename(package))
 

@@ -85,6 +85,23 @@ def test_what_is_there_is_not_fetched_again(bring: Bring, served: Served) -> Non
     assert served[0].asked == []
 
 
+def test_what_root_has_is_copied_unless_it_is_damaged(
+    bring: Bring, served: Served, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(fetch, "ROOTS", tmp_path / "roots")
+    answer, _ = bring(debs=str(tmp_path / "roots"))
+    damaged = Path(answer["paths"][0])
+    damaged.write_bytes(bytes(SIZES["big"]))
+    served[0].asked.clear()
+    answer, _ = bring()
+    assert answer["bytes"] == SIZES["big"]
+    assert served[0].asked == ["big.deb"]
+    for path, name in zip(answer["paths"], SIZES, strict=True):
+        assert Path(path).read_bytes() == (served[0].root / f"{name}.deb").read_bytes()
+        assert Path(path).parent == tmp_path / "debs"
+    assert len(list((tmp_path / "debs").iterdir())) == len(SIZES)
+
+
 def test_a_damaged_file_of_the_cache_is_fetched_again(bring: Bring, served: Served) -> None:
     answer, _ = bring()
     damaged = Path(answer["paths"][0])
