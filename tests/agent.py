@@ -14,8 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from build.engine import pipeline, plan, script
-from build.engine.host import encode
 from build.engine.plan import Layer, Step
+from build.engine.session import encode
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 SERVE = (sys.executable, "-I", "-B", str(CHECKOUT / "build/agent/__main__.py"), "serve")

@@ -22,7 +22,8 @@ from typing import Any
 
 from build.agent.send import HEAD
 from build.engine.errors import BuildError
-from build.engine.host import BEAT, SILENCE, Host
+from build.engine.host import Host
+from build.engine.session import BEAT, SILENCE
 
 _STEP = 1 << 20
 _ZEROS = bytes(_STEP)

@@ -5,12 +5,9 @@ The only module that runs commands. Nothing above it knows whether the host is t
 
 from __future__ import annotations
 
-import base64
-import contextlib
 import hashlib
 import io
 import json
-import queue
 import re
 import secrets
 import shlex
@@ -18,8 +15,7 @@ import sys
 import tarfile
 import tempfile
 import threading
-import time
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -30,15 +26,10 @@ from invoke.exceptions import ThreadException
 
 from build.engine import compressors, prompt
 from build.engine.errors import BuildError
+from build.engine.session import OnEvent, Session
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-BEAT = 2.0
-"""Seconds between two signs of life to the agent; it gives up after 10 without one."""
-SILENCE = 20.0
-"""Seconds without a word from a remote agent after which it counts as gone; it beats every 2 s."""
 SHIPPED = ("build/agent", "build/formats")
-GOODBYE = 5.0
-"""Seconds that an agent may take to end; a remote one that does not answer is left to its own silence."""
 COMPRESSING = ("convert", "inspect")
 """Verbs that need the pinned compressors."""
 STOCK = CHECKOUT / ".venv" / "wheels"
@@ -92,9 +83,6 @@ print(json.dumps({
     "sudo": sudo(), "there": [name for name in sys.argv[1:] if there(name)]}))
 """
 """Runs under whatever python3 is there, to tell which it is."""
-
-Event = dict[str, Any]
-OnEvent = Callable[[Event], None]
 
 
 class Host:
@@ -159,8 +147,22 @@ class Host:
         if self._closed:
             raise BuildError("interrupted", "run it again: finished layers are kept")
         if self._session is None:
-            self._session = Session(self)
+            self._session = Session(
+                self.name, self.introduction, self._start, lambda: self.context.close(), self.debug
+            )
         return self._session
+
+    def _start(self, requests: Any, output: Any, errors: Any) -> Any:
+        """Start the agent of a session."""
+        return self.context.run(
+            f"exec {self.agent_command('serve')}",
+            asynchronous=True,
+            warn=True,
+            in_stream=requests,
+            out_stream=output,
+            err_stream=errors,
+            encoding="utf-8",
+        )
 
     def interact(self, verb: str, request: Mapping[str, Any]) -> int:
         """Give this terminal to a program on the host; answers its exit status.
@@ -365,156 +367,3 @@ def pack(files: Mapping[str, bytes]) -> bytes:
 def address(kind: str, packed: bytes) -> str:
     """Name of a pack's folder on a host, but for the user's number."""
     return f"systemvm-{kind}-{hashlib.sha256(packed).hexdigest()[:16]}"
-
-
-class Session:
-    """A conversation with one agent process: requests go down its stdin, events come up its stdout."""
-
-    def __init__(self, host: Host) -> None:
-        self.host = host
-        self._requests = _Outbox()
-        self._requests.put(host.introduction)
-        self._heard = time.monotonic()
-        self._events: queue.Queue[Event] = queue.Queue()
-        self._errors = _Lines(lambda text: self._events.put({"event": "stderr", "text": text}))
-        self._promise = host.context.run(
-            f"exec {host.agent_command('serve')}",
-            asynchronous=True,
-            warn=True,
-            in_stream=self._requests,
-            out_stream=_Lines(self._take),
-            err_stream=self._errors,
-            encoding="utf-8",
-        )
-        self._stderr: list[str] = []
-        self._wait_for("ready", lambda _event: None)
-
-    def call(self, verb: str, on_event: OnEvent, request: Mapping[str, Any]) -> Any:
-        """Send one request and follow its events to the result."""
-        self._requests.put(json.dumps({"verb": verb, **request}) + "\n")
-        return self._wait_for("result", on_event).get("value")
-
-    def close(self) -> None:
-        """End of stdin tells the agent to end, with everything it started."""
-        self._requests.end()
-        limit = time.monotonic() + GOODBYE
-        while not self._promise.runner.process_is_finished and time.monotonic() < limit:
-            time.sleep(0.01)
-        if self.host.remote and not self._promise.runner.process_is_finished:
-            self.host.context.close()
-        with contextlib.suppress(ThreadException):  # it wrote to what is closed
-            self._promise.join()
-
-    def _lost_touch(self) -> bool:
-        """Whether a remote agent is silent for so long that the network must be gone."""
-        return self.host.remote and time.monotonic() - self._heard > SILENCE
-
-    def gone(self) -> BuildError:
-        """What is to be said when the host is out of reach all at once."""
-        what = f"no word from {self.host.name} for {SILENCE:.0f} s: the network is gone"
-        return BuildError(
-            what if self._lost_touch() else f"the connection to {self.host.name or 'the agent'} was cut",
-            "run it again; what it did there has ended, and finished layers are kept",
-        )
-
-    def guard(self, ended: threading.Event) -> None:
-        """Hang up when the network is gone, until `ended`: a terminal of its own does not notice."""
-        while not ended.wait(1):
-            if self._lost_touch():
-                self.host.context.close()
-                return
-
-    def _take(self, line: str) -> None:
-        self._heard = time.monotonic()
-        try:
-            self._events.put(json.loads(line))
-        except ValueError:
-            self._events.put({"event": "stderr", "text": line})
-
-    def _wait_for(self, kind: str, on_event: OnEvent) -> Event:
-        while True:
-            try:
-                event = self._events.get(timeout=0.5)
-            except queue.Empty:
-                if self._promise.runner.process_is_finished and self._events.empty():
-                    raise self._lost() from None
-                if self._lost_touch():
-                    raise self.gone() from None
-                continue
-            if event["event"] == kind:
-                return event
-            if event["event"] == "failure":
-                raise explain(event, self.host)
-            if event["event"] == "stderr":
-                self._stderr.append(event["text"])
-            elif event["event"] != "beat":
-                on_event(event)
-
-    def _lost(self) -> BuildError:
-        where = self.host.name or "this machine"
-        last = next((line for line in reversed(self._stderr) if line.strip()), "it ended without a word")
-        return BuildError(f"the agent on {where} is gone: {last}", "run it again; finished layers are kept")
-
-
-def explain(event: Event, host: Host) -> BuildError:
-    """Make the agent's failure ours: what, the log's last lines, hint."""
-    parts = [event["message"], *(f"    {line}" for line in event.get("tail", ()))]
-    if host.debug and event.get("trace"):
-        parts.append(event["trace"])
-    return BuildError("\n".join(parts), event.get("hint", ""))
-
-
-class _Outbox:
-    """The agent's stdin, as the file-like object that Invoke reads: requests, and beats between them.
-
-    Invoke asks for one character every 10 ms; giving it more at once is what makes this quick.
-    """
-
-    def __init__(self) -> None:
-        self._chunks: queue.Queue[str] = queue.Queue()
-        self._beat = time.monotonic()
-
-    def put(self, text: str) -> None:
-        """Queue a text."""
-        for start in range(0, len(text), 65536):
-            self._chunks.put(text[start : start + 65536])
-
-    def end(self) -> None:
-        self._chunks.put("")
-
-    def read(self, _count: int = -1) -> str | None:
-        try:
-            chunk = self._chunks.get_nowait()
-        except queue.Empty:
-            if time.monotonic() - self._beat < BEAT:
-                return None
-            chunk = "\n"
-        self._beat = time.monotonic()
-        return chunk
-
-
-class _Lines:
-    """A stream that hands whole lines on."""
-
-    encoding = "utf-8"
-
-    def __init__(self, take: Callable[[str], None]) -> None:
-        self._take = take
-        self._pending = ""
-
-    def write(self, text: str) -> int:
-        *lines, self._pending = (self._pending + text).split("\n")
-        for line in lines:
-            self._take(line)
-        return len(text)
-
-    def flush(self) -> None:
-        """Nothing is held back but half lines."""
-
-
-def encode(files: Mapping[str, Any]) -> dict[str, dict[str, Any]]:
-    """Write a step's files as JSON values."""
-    return {
-        name: {"content": base64.b64encode(file.content).decode("ascii"), "mode": file.mode}
-        for name, file in files.items()
-    }

@@ -18,10 +18,11 @@ from build import STEPS
 from build.engine import plan, prompt, remote, script, settings
 from build.engine.console import Console, size
 from build.engine.errors import BuildError
-from build.engine.host import CHECKOUT, Event, Host, encode
+from build.engine.host import CHECKOUT, Host
 from build.engine.password import crypt
 from build.engine.plan import Layer, Step
 from build.engine.resolution import Resolution
+from build.engine.session import Event, encode
 
 DEFINITION = CHECKOUT / "config" / "systemvm.yaml"
 UNPACKED = 4.5

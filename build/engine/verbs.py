@@ -20,9 +20,10 @@ from build.engine import fetch, pipeline, rings, script
 from build.engine.console import size
 from build.engine.errors import BuildError
 from build.engine.fetch import Artifact
-from build.engine.host import CHECKOUT, explain
+from build.engine.host import CHECKOUT
 from build.engine.pipeline import Build
 from build.engine.remote import HostContext
+from build.engine.session import explain
 
 
 def config(build: Build) -> None:
@@ -387,7 +388,7 @@ def attach(build: Build) -> None:
         raise BuildError("no longer attached", "the build goes on; come back with: inv attach", 130) from None
     build.console.done()
     if failure := told.get("failure"):
-        raise explain(failure, build.host)
+        raise explain(failure, build.host.debug)
     if told["state"] != "finished":
         raise BuildError(f"the build was {told['state']}", "run: inv build; finished layers are kept")
     bring_home(build, [path for made in told["results"] for path in _made(made["verb"], made["value"])])

@@ -8,7 +8,7 @@ import tarfile
 
 import pytest
 
-from build.engine import host
+from build.engine import host, session
 from build.engine.console import Console, size
 from build.engine.errors import BuildError
 from build.engine.password import crypt
@@ -19,12 +19,12 @@ pytestmark = pytest.mark.unit
 def test_the_outbox_gives_requests_whole_and_beats_in_between(monkeypatch: pytest.MonkeyPatch) -> None:
     now = [100.0]
     monkeypatch.setattr("time.monotonic", lambda: now[0])
-    outbox = host._Outbox()
+    outbox = session._Outbox()
     assert outbox.read(1) is None
     outbox.put("x" * 70000)
     assert [len(outbox.read(1) or ""), len(outbox.read(1) or "")] == [65536, 4464]
     assert outbox.read(1) is None
-    now[0] += host.BEAT
+    now[0] += session.BEAT
     assert outbox.read(1) == "\n"
     assert outbox.read(1) is None
     outbox.end()
@@ -33,7 +33,7 @@ def test_the_outbox_gives_requests_whole_and_beats_in_between(monkeypatch: pytes
 
 def test_lines_are_whole_however_they_arrive() -> None:
     got: list[str] = []
-    stream = host._Lines(got.append)
+    stream = session._Lines(got.append)
     for piece in ("on", "e\ntw", "o\n", "\nthree"):
         stream.write(piece)
     assert got == ["one", "two", ""]
