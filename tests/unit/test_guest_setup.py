@@ -297,7 +297,7 @@ def test_hostile_values_change_no_file_but_the_documents(kind: str, nasty: dict[
         assert "\0" not in file.text
         for value in nasty.values():
             if set(value) & set("\n\0`$;'\x1b") and value.strip():
-                assert value not in file.text.replace("; mv", "").replace("; systemvm", "")
+                assert value not in re.sub("; (mv|systemvm|it must stay)", "", file.text)
     for command in done.commands:
         assert command[0] == "ip"
     assert boot_line.HOST_NAME.fullmatch(done.hostname)
