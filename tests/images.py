@@ -89,7 +89,6 @@ def link(source: Path, target: Path) -> None:
     subprocess.run(["cp", "-al", source, target], check=True)
     for name in ("lock", "jobs", "logs"):
         subprocess.run(["rm", "-rf", target / name], check=True)
-    (target / "logs").mkdir()
 
 
 SYSTEM = ("--image", "config/systemvm.yaml")

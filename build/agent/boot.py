@@ -1,7 +1,7 @@
 """Boot an image on this terminal: its serial line is the screen, and nothing is written to the image.
 
 Request: {"image", "format", "firmware": "bios" | "uefi", "memory": MiB, "arch", "machine": {"disk", "nic"},
-"work": existing directory for what the guest writes, "accel": absent = what works}.
+"work": directory for what the guest writes, "accel": absent = what works}.
 
 Ctrl-A X ends the guest, Ctrl-A C changes to QEMU's monitor and back; Ctrl-C goes to the guest.
 """
@@ -42,5 +42,6 @@ def argv(request: Mapping[str, Any], accel: str) -> list[str]:
 def command(request: Mapping[str, Any]) -> tuple[list[str], dict[str, str]]:
     """Return what to execute on the terminal, and the variables it needs beside the usual ones."""
     qemu.need(qemu.PROGRAM)
+    Path(request["work"]).mkdir(exist_ok=True)
     accel = request.get("accel") or ("kvm" if kvm.run({}, emit)["usable"] else "tcg")
     return argv(request, accel), {"TMPDIR": str(Path(request["work"]).absolute())}

@@ -11,7 +11,7 @@ Request:
     grow_to     MiB of the disk that the guests see; None: the image's own size
     expect      {"release": str | None, "ssh_port": int | None, "kernel_cmdline": str,
                 "min_disk": MiB | None}; `release` is how the line in /etc/cloudstack-release begins
-    work        existing directory for the serial logs
+    work        directory for the serial logs
     accel       `kvm` or `tcg`; absent: what works
     timeout     seconds for one guest; absent: LIMITS
 
@@ -175,6 +175,7 @@ def run(request: dict[str, Any], emit: Emit) -> dict[str, Any]:
     models = [
         qemu.machine({**request, "machine": asked}, asked["firmware"], accel) for asked in request["guests"]
     ]
+    Path(request["work"]).mkdir(exist_ok=True)
     with contextlib.ExitStack() as stack:
         shelf: dict[tuple[str, str], Media] = {}
         jobs = []

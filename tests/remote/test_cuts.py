@@ -130,12 +130,12 @@ def test_no_guest_outlives_who_started_it(how: str, verb: str, there: Buildhost)
     with contextlib.ExitStack() as stack:
         for user in ALL:
             shown, here = whereabouts(there, user, "guest")
-            (here / "logs").mkdir(parents=True, exist_ok=True)
+            here.mkdir()
             disk(here / "tiny.img", sector("\nLinux version 6 (me)\n"))
             if user == "carol":
                 for path in (here, *here.iterdir()):
                     os.chown(path, USERS[user], USERS[user])
-            stack.callback(shutil.rmtree, here, ignore_errors=True)
+            stack.callback(shutil.rmtree, here)
             clients.append(start(there, user, verb, *TINY, "--set", f"location={shown}"))
         wait_for(lambda: str(there.processes()).count("qemu-system-x86_64 -") >= len(ALL))
         cut(how, there, clients)
