@@ -129,7 +129,7 @@ def test_no_guest_outlives_who_started_it(how: str, verb: str, there: Buildhost)
     clients = []
     with contextlib.ExitStack() as stack:
         for user in ALL:
-            shown, here = whereabouts(there, user, "guest")
+            shown, here = whereabouts(there, user, f"{user}-guest")
             here.mkdir()
             disk(here / "tiny.img", sector("\nLinux version 6 (me)\n"))
             if user == "carol":
