@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from build.agent import kvm, qemu
+from build.agent import kvm, process, qemu
 from build.agent.events import Failure, emit
 
 
@@ -30,8 +30,6 @@ def argv(request: Mapping[str, Any], accel: str) -> list[str]:
         "file.filename": str(image).replace(",", ",,"),
     }
     return [
-        # The guest ends with whoever asked for it, even if that is killed.
-        *("setpriv", "--pdeathsig", "KILL", "--"),
         *qemu.hardware(qemu.machine(request, request.get("firmware") or "bios", accel)),
         *("-drive", ",".join(f"{key}={value}" for key, value in options.items())),
         *("-chardev", "stdio,id=terminal,mux=on,signal=off", "-serial", "chardev:terminal"),
@@ -44,4 +42,4 @@ def command(request: Mapping[str, Any]) -> tuple[list[str], dict[str, str]]:
     qemu.need(qemu.PROGRAM)
     Path(request["work"]).mkdir(exist_ok=True)
     accel = request.get("accel") or ("kvm" if kvm.run({}, emit)["usable"] else "tcg")
-    return argv(request, accel), {"TMPDIR": str(Path(request["work"]).absolute())}
+    return process.tied(argv(request, accel)), {"TMPDIR": str(Path(request["work"]).absolute())}

@@ -28,18 +28,30 @@ def environment(extra: Mapping[str, str] | None = None) -> dict[str, str]:
     return {**base, **(extra or {})}
 
 
+ALIVE = '[ "$PPID" = "$1" ] || exit 75; shift; exec "$@"'
+"""Goes on only if its parent is still there. A death signal that is asked for too late never comes."""
+
+
+def tied(argv: Sequence[str]) -> list[str]:
+    """Command line of a child that is killed when this process dies, be it before the child has begun.
+
+    The signal (prctl(2), PR_SET_PDEATHSIG) follows the thread that starts the child: start long-lived
+    children from the main thread.
+    """
+    return ["setpriv", "--pdeathsig", "KILL", "--", "sh", "-c", ALIVE, "tied", str(os.getpid()), *argv]
+
+
 def start(
     argv: Sequence[str], *, env: Mapping[str, str] | None = None, **options: Any
 ) -> subprocess.Popen[Any]:
     """Start a command that is killed when the agent dies, whatever kills the agent.
 
-    The death signal is set by setpriv between fork and exec and follows the thread that starts the
-    child: start long-lived children from the main thread. Raises Failure when a tool is missing.
+    Raises Failure when a tool is missing.
     """
     options.setdefault("stdin", subprocess.DEVNULL)
     try:
         child = subprocess.Popen(
-            ["setpriv", "--pdeathsig", "KILL", "--", *argv],
+            tied(argv),
             env=environment(env),
             start_new_session=True,
             **options,

@@ -1,7 +1,7 @@
 """Run a script in mounts and processes of its own, with the tree at MOUNTPOINT.
 
 The kernel cleans up: everything lives in a private mount namespace and a PID namespace whose first
-process dies with the agent (`setpriv --pdeathsig`, `unshare --kill-child`). An ordinary user gets the
+process dies with the agent (process.tied, `unshare --kill-child`). An ordinary user gets the
 same through a user namespace that maps his sub-id range.
 """
 
@@ -214,6 +214,7 @@ def _enter(
         [
             "set -eu",
             'exec 3>&"$1"',
+            "echo >&3  # nobody listens: the agent died before unshare could ask to be told",
             *exports,
             *mountpoint_lines(place),
             f"export ROOT={shlex.quote(str(place.mountpoint))}",

@@ -42,6 +42,5 @@ def command(request: dict[str, Any]) -> tuple[list[str], dict[str, str]]:
         f"    debian_chroot={shlex.quote(request['label'])} {inner}",
     ]
     enter.write_text("\n".join(body) + "\n", encoding="utf-8")
-    return ["setpriv", "--pdeathsig", "KILL", "--", *sandbox.namespaces(place.mode), "bash", str(enter)], {
-        "TERM": request.get("term", "dumb")
-    }
+    line = process.tied([*sandbox.namespaces(place.mode), "bash", str(enter)])
+    return line, {"TERM": request.get("term", "dumb")}

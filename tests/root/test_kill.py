@@ -85,6 +85,34 @@ def test_nothing_is_left(how: str, tmp_path: Path) -> None:
     assert_clean(tmp_path, mark)
 
 
+SLOWLY = """
+cp /usr/bin/setpriv "$0/real"
+printf '#!/bin/sh\nsleep 1\nexec "%s/real" "$@"\n' "$0" >"$0/slow"
+chmod 755 "$0/slow"
+mount --bind "$0/slow" /usr/bin/setpriv
+exec "$@"
+"""
+"""Runs the rest where a child takes a second before it can ask to die with its parent."""
+
+
+def test_a_child_that_had_not_quite_begun_does_not_outlive_its_agent(tmp_path: Path) -> None:
+    mark = f"mark-{tmp_path.name}-{random.getrandbits(64):x}"
+    agent = Agent(["unshare", "--mount", "--propagation", "private", "bash", "-euc", SLOWLY, str(tmp_path)])
+    (layer,) = plan.layers([Step("slow", 'exec -a "$MARK" sleep 1000', bootstrap=True)])
+    location = tmp_path / "location"
+    location.mkdir()
+    agent.send("layer", **layer_request(place(location), layer, variables={"MARK": mark}))
+    while not ours(f"{location}/.run-"):
+        time.sleep(0.01)
+    os.kill(agent.pid, signal.SIGKILL)
+    agent.reap()
+    limit = time.monotonic() + 5
+    while time.monotonic() < limit:  # a second late it would begin
+        assert not ours(mark)
+        time.sleep(0.05)
+    assert not ours(str(location))
+
+
 def test_a_silent_client_counts_as_gone(tmp_path: Path) -> None:
     mark = f"mark-{tmp_path.name}-{random.getrandbits(64):x}"
     agent = Agent(beat=False)
