@@ -88,9 +88,10 @@ def make(root: Path, lock: Path) -> None:
 def main(root: Path, lock: Path) -> None:
     """Make the environment; ends with one line of what and one of `hint:` when it cannot."""
     real = os.path.realpath(sys.executable)
-    if real != sys.executable:
-        # Named with its version, a Python that the host replaces leaves a dangling link, which is seen.
-        os.execv(real, [real, "-I", *sys.argv])
+    if real != sys.executable and not sys.argv[3:]:
+        # Named with its version, a Python that the host replaces leaves a dangling link, which is seen. Once:
+        # not every Python says that it is the file which was executed.
+        os.execv(real, [real, "-I", *sys.argv, "real"])
     try:
         make(root, lock)
     except subprocess.CalledProcessError:
