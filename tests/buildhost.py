@@ -7,6 +7,7 @@ side fails there. Client and host share a network namespace of the test's, where
 from __future__ import annotations
 
 import os
+import re
 import shlex
 import signal
 import subprocess
@@ -140,11 +141,12 @@ class Buildhost:
         finally:
             self.inside("nft", "delete table inet line")
 
-    def halt(self, part: str) -> None:
-        """Stop what runs there with this in its command line, as SIGSTOP does."""
-        for number, line in self.processes().items():
-            if part in line:
-                self.inside("kill", "-STOP", str(number))
+    def halt(self, pattern: str) -> bool:
+        """Stop what runs there with this in its command line, as SIGSTOP does; answers whether there is any."""
+        found = [str(number) for number, line in self.processes().items() if re.search(pattern, line)]
+        if found:
+            self.inside("sh", "-c", 'kill -STOP "$@" || true', "-", *found)
+        return bool(found)
 
 
 def _mounts(pid: int) -> list[str]:
