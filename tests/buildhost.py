@@ -142,7 +142,7 @@ class Buildhost:
             self.inside("nft", "delete table inet line")
 
     def halt(self, pattern: str) -> bool:
-        """Stop what runs there with this in its command line, as SIGSTOP does; answers whether there is any."""
+        """Stop what runs there with this pattern in its command line; answers whether there is any."""
         found = [str(number) for number, line in self.processes().items() if re.search(pattern, line)]
         if found:
             self.inside("sh", "-c", 'kill -STOP "$@" || true', "-", *found)
