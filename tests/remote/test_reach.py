@@ -3,9 +3,7 @@
 from __future__ import annotations
 
 import os
-import pty
 import re
-import select
 import shutil
 import subprocess
 import sys
@@ -17,6 +15,7 @@ import pytest
 from tests import buildhost, cli, ordinary
 from tests.buildhost import HOST, JUMP, JUMP_PORT, PASSWORD, Buildhost
 from tests.images import TINY
+from tests.remote.clients import start
 
 pytestmark = pytest.mark.remote
 CONFIG = ("config", *TINY)
@@ -259,31 +258,7 @@ def test_a_password_is_in_no_argv_there(there: Buildhost) -> None:
     """While the agent runs, sudo and all below it show their command lines to everybody."""
     hole = "add table inet hole; add chain inet hole in { type filter hook input priority 0 ; }"
     there.inside("nft", f"{hole}; add rule inet hole in tcp dport 81 drop")
-    ours, theirs = pty.openpty()
-    child = subprocess.Popen(
-        [
-            *there.prefix,
-            *cli.INV,
-            "-H",
-            f"bob@{HOST}",
-            "resolve",
-            *TINY,
-            "--set",
-            "debian_mirror=http://127.0.0.1:81",
-        ],
-        cwd=cli.CHECKOUT,
-        env=cli.environment(there.env),
-        stdin=theirs,
-        stdout=theirs,
-        stderr=theirs,
-        start_new_session=True,
-    )
-    os.close(theirs)
-    shown = b""
-    while QUESTION.encode() not in shown:
-        assert select.select([ours], [], [], 60)[0], shown
-        shown += os.read(ours, 4096)
-    os.write(ours, PASSWORD.encode() + b"\n")
+    child = start(there, "bob", "resolve", *TINY, "--set", "debian_mirror=http://127.0.0.1:81")
     buildhost.wait_for(lambda: "agent/__main__.py serve" in str(there.processes()))
     listed = (
         there.inside("ps", "axww", "-o", "args")
@@ -292,6 +267,5 @@ def test_a_password_is_in_no_argv_there(there: Buildhost) -> None:
     assert PASSWORD not in listed
     child.kill()
     child.wait()
-    os.close(ours)
     there.wait_until_empty()
     there.inside("nft", "delete table inet hole")
