@@ -8,12 +8,13 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
-from build import keepalived, params
+from build import keepalived_render
 from build.engine.settings import Loaded, load
+from build.verbs import boot_line as params
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 ROOTFS = CHECKOUT / "config" / "rootfs"
-TEMPLATE = keepalived.TEMPLATE
+TEMPLATE = keepalived_render.TEMPLATE
 
 
 def module(name: str) -> ModuleType:
@@ -45,7 +46,7 @@ def plan(line: str, **facts: Any) -> Any:
 
 def defaults(loaded: Loaded | None = None) -> dict[str, Any]:
     """Values of keepalived.json as a definition makes them, else the shipped one."""
-    return keepalived.values((loaded or definition()).settings.vrrp)
+    return keepalived_render.values((loaded or definition()).settings.vrrp)
 
 
 Answer = Callable[[Sequence[str]], tuple[int, str]]

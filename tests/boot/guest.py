@@ -9,7 +9,8 @@ from contextlib import asynccontextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
-from build.agent import media, qemu, verify
+from build.agent.guest import last_words, media, qemu
+from build.agent.verbs import verify
 
 Result = TypeVar("Result")
 LIMIT = 1200.0
@@ -82,7 +83,7 @@ async def running(
     guests: list[qemu.Guest] = []
 
     def heard(line: str, ended: bool) -> None:
-        if guests and (why := verify.fatal(line, ended)):
+        if guests and (why := last_words.fatal(line, ended)):
             guests[0].fail(why)
 
     with media.opened(str(image), image_format, work, lambda kind, **fields: None) as source:

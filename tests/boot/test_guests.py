@@ -13,8 +13,10 @@ from typing import Any
 
 import pytest
 
-from build.agent import kvm, verify
+from build import wire
 from build.agent.events import Failure
+from build.agent.guest import kvm
+from build.agent.verbs import verify
 from tests.agent import CHECKOUT, Agent, Refused
 from tests.boot.guest import RESET, WRITE, disk, sector
 from tests.images import sha256
@@ -39,7 +41,9 @@ def request(
 def failure(asked: dict[str, Any]) -> tuple[Failure, list[dict[str, Any]]]:
     events: list[dict[str, Any]] = []
     with pytest.raises(Failure) as caught:
-        verify.run(asked, lambda kind, **fields: events.append({"event": kind, **fields}))
+        verify.run(
+            wire.load(wire.Verify, asked), lambda kind, **fields: events.append({"event": kind, **fields})
+        )
     return caught.value, events
 
 
@@ -53,8 +57,7 @@ def test_the_probe_tells_a_guest_that_does_not_get_on(tmp_path: Path) -> None:
 
 
 def test_kvm_is_judged() -> None:
-    told = kvm.run({}, lambda kind, **fields: None)
-    assert told["usable"] is (told["why"] == "")
+    assert kvm.accelerator() == ("tcg" if kvm.missing() else "kvm")
 
 
 @pytest.mark.parametrize(

@@ -23,8 +23,8 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from build import params
 from build.engine.settings import Loaded
+from build.verbs import boot_line as params
 from tests import guest
 
 GATEWAY = "10.1.1.1"

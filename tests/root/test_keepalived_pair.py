@@ -16,8 +16,8 @@ from typing import TypeVar
 
 import pytest
 
-from build import params
-from build.keepalived import failover_bound
+from build.keepalived_render import failover_bound
+from build.verbs import boot_line as params
 from tests import guest
 from tests.root import pair as pairs
 from tests.root.pair import GATEWAY, PRIVATE, Changes, Node, Pair, until

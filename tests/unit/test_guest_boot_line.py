@@ -3,11 +3,14 @@ from __future__ import annotations
 import ipaddress
 import json
 import re
+import sys
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from build.engine import render
+from build.verbs import boot_line as params
 from tests import guest
 
 boot_line = guest.module("boot_line")
@@ -136,3 +139,16 @@ def test_wrong_list_of_macs_is_no_list(text: str) -> None:
     params = Params({"nic_macs": text})
     assert params.macs == ()
     assert params.complaints
+
+
+def test_the_guests_package_is_loaded_as_it_lies_and_leads_to_nothing_else() -> None:
+    before = list(sys.path)
+    roles = params.guest("roles")
+    assert roles.__file__ == str(guest.ROOTFS / "usr/local/lib/systemvm/roles.py")
+    assert params.guest("roles") is roles
+    assert params.guest("render") is render
+    assert sys.path == before
+    assert str(params.GUEST) not in sys.path
+    for name in ("settings", "nothing"):  # the engine's own is no part of it
+        with pytest.raises(ModuleNotFoundError):
+            params.guest(name)

@@ -7,8 +7,8 @@ from itertools import pairwise
 
 import pytest
 
-from build import params
-from build.keepalived import failover_bound
+from build.keepalived_render import failover_bound
+from build.verbs import boot_line as params
 from tests import guest
 
 GUIDE = (guest.CHECKOUT / "docs/guest.md").read_text(encoding="utf-8")
@@ -42,10 +42,13 @@ def test_types() -> None:
         assert not role.rules or guest.overlay(f"/etc/iptables/iptables-{role.rules}")
 
 
+FIRST_BOOT = ("systemvm-grow", "systemvm-keys", "systemvm-certificate")
+
+
 def test_units() -> None:
     rows = table("unit")
     for unit, (runs, whose, survives) in rows.items():
-        folder = "firstboot" if unit in ("systemvm-grow", "systemvm-keys") else "rootfs"
+        folder = "firstboot" if unit in FIRST_BOOT else "rootfs"
         text = (guest.CHECKOUT / "config" / folder / f"etc/systemd/system/{unit}.service").read_text()
         entry, _, verb = (part.strip() for part in runs.partition("="))
         program = f"/usr/local/sbin/{entry}" if entry.startswith("systemvm ") else entry
@@ -57,14 +60,14 @@ def test_units() -> None:
             ("ours", "yes") if unit.startswith("systemvm-") else ("upstream's", "replaced")
         )
     units = {path.stem for path in (guest.ROOTFS / "etc/systemd/system").glob("cloud-*.service")}
-    assert units | {"systemvm-grow", "systemvm-keys", "systemvm-receive"} == set(rows)
+    assert units | {*FIRST_BOOT, "systemvm-receive"} == set(rows)
 
 
 def test_order_of_the_boot() -> None:
     picture = re.findall(r"(?m)^   \+- (\S+)", GUIDE)
     named = [name for name in picture if name in table("unit")]
     assert named == list(table("unit"))
-    for before, after in pairwise(named[2:]):
+    for before, after in pairwise(named[len(FIRST_BOOT) :]):
         text = guest.overlay(f"/etc/systemd/system/{after}.service")
         earlier = guest.overlay(f"/etc/systemd/system/{before}.service")
         assert f"After={before}.service" in text or f"Before={after}.service" in earlier, after

@@ -11,15 +11,16 @@ from typing import Any
 import pytest
 import yaml
 
-from build import keepalived, minimize, params, seal, tweak
+from build import keepalived_render, minimize, seal, tweak
 from build.engine import overlay
 from build.engine.errors import BuildError
 from build.engine.resolution import Resolution
 from build.engine.settings import Loaded, load
+from build.verbs import boot_line as params
 from tests import guest
 
 UNRESOLVED = Resolution((), 1_700_000_000, 0)
-STEPS = (tweak, minimize, keepalived, seal)
+STEPS = (tweak, minimize, keepalived_render, seal)
 
 
 def loaded(folder: Path, **keys: Any) -> Loaded:
@@ -136,28 +137,28 @@ def test_identity(tmp_path: Path) -> None:
 def test_locale(tmp_path: Path, suite: str, packages: list[str], where: str, language: str) -> None:
     step = tweak.step(loaded(tmp_path, suite=suite, packages={"all": packages}), UNRESOLVED)
     assert step.files[f"tree/{where}"].content.decode() == f"LANG={language}\n"
-    assert "locale-gen" not in step.script, "the bootstrap has made it"
+    assert "\nLOCALES=\n" in f"\n{step.script}", "the bootstrap has made it"
 
 
 def test_an_overlay_s_own_list_of_locales_is_followed(tmp_path: Path) -> None:
     put(tmp_path, "etc/locale.gen")
-    assert "locale-gen" in tweak.step(loaded(tmp_path), UNRESOLVED).script
+    assert "LOCALES=yes\n" in tweak.step(loaded(tmp_path), UNRESOLVED).script
 
 
 def test_accounts_are_made_from_the_overlays_declarations(tmp_path: Path) -> None:
     put(tmp_path, "usr/lib/sysusers.d/my own.conf")
     put(tmp_path, "usr/lib/tmpfiles.d/x.conf")
     script = tweak.step(loaded(tmp_path), UNRESOLVED).script
-    assert "in_tree systemd-sysusers '/usr/lib/sysusers.d/my own.conf'" in script
-    assert "in_tree systemd-tmpfiles --create /usr/lib/tmpfiles.d/x.conf" in script
+    assert "SYSUSERS=('/usr/lib/sysusers.d/my own.conf')\n" in script
+    assert "TMPFILES=(/usr/lib/tmpfiles.d/x.conf)\n" in script
 
 
 def test_services(tmp_path: Path) -> None:
     services = {"enable": ["ssh", "x.timer"], "disable": ["a@b.service"], "mask": ["c.socket"]}
     script = tweak.step(loaded(tmp_path, services=services), UNRESOLVED).script
-    assert "systemctl --quiet enable ssh.service x.timer\n" in script
-    assert "systemctl --quiet disable a@b.service\n" in script
-    assert "systemctl --quiet mask c.socket\n" in script
+    assert "ENABLE=(ssh.service x.timer)\n" in script
+    assert "DISABLE=(a@b.service)\n" in script
+    assert "MASK=(c.socket)\n" in script
 
 
 def test_an_appliance_has_no_archive_of_cloudstack(tmp_path: Path) -> None:
@@ -169,7 +170,7 @@ def test_an_appliance_has_no_archive_of_cloudstack(tmp_path: Path) -> None:
 def test_minimize_off_takes_nothing_out(tmp_path: Path) -> None:
     step = minimize.step(loaded(tmp_path, minimize=False), UNRESOLVED)
     assert not step.files
-    assert "minimize.py" not in step.script
+    assert step.script.startswith("MINIMIZE=\n")
 
 
 def test_seal_is_the_same_whatever_minimize_says(tmp_path: Path) -> None:
@@ -186,13 +187,13 @@ def test_seal_keeps_what_the_definition_brings(tmp_path: Path) -> None:
 
 
 def test_without_keepalived_nothing_is_rendered(tmp_path: Path) -> None:
-    assert not keepalived.step(loaded(tmp_path), UNRESOLVED).files
+    assert not keepalived_render.step(loaded(tmp_path), UNRESOLVED).files
 
 
 @pytest.mark.parametrize("enabled", [False, True])
 def test_keepalived_is_live_only_when_asked(tmp_path: Path, enabled: bool) -> None:
     vrrp = {"enabled": enabled, "auth_pass": "12345678", "addresses": ["10.1.1.1/24"]}
-    step = keepalived.step(loaded(tmp_path, packages={"all": ["keepalived"]}, vrrp=vrrp), UNRESOLVED)
+    step = keepalived_render.step(loaded(tmp_path, packages={"all": ["keepalived"]}, vrrp=vrrp), UNRESOLVED)
     assert ("tree/etc/keepalived/keepalived.conf" in step.files) is enabled
     for name in ("keepalived.conf.j2", "keepalived.json", "render.py"):
         assert f"tree/usr/local/lib/systemvm/{name}" in step.files
@@ -244,6 +245,8 @@ def test_nothing_of_ours_lies_where_an_archive_of_cloudstack_writes() -> None:
         "systemvm-keys.service",
         "systemvm-grow",
         "systemvm-keys",
+        "systemvm-certificate",
+        "systemvm-swap",
         "systemvm",
     )
     names = {path.name: "/" + name.split("/", 1)[1] for name, path in overlay_files()}
@@ -311,6 +314,42 @@ def test_vpc_router_is_told_once_by_its_control_nic() -> None:
     assert not any(word.startswith(("eth1", "eth2")) for word in words)
 
 
+@pytest.mark.parametrize("kind", params.DEFAULTS)
+def test_the_guest_takes_every_types_line(kind: str) -> None:
+    line = params.compose(kind, {})
+    done = guest.plan(line)
+    assert done.complaints == ()
+    assert done.role.name == kind
+    words = dict(word.split("=", 1) for word in line.split())
+    assert words["template"] == "domP"
+    nics = params.NICS[kind]
+    assert [key for key in words if re.fullmatch(r"eth\d+ip", key)] == [f"eth{n}ip" for n in range(len(nics))]
+    for number, network in enumerate(nics):
+        assert words[f"eth{number}ip"] == params.DEFAULTS[kind][f"{network}.ip"]
+
+
+@pytest.mark.parametrize("kind", params.DEFAULTS)
+def test_what_is_given_is_in_the_line(kind: str) -> None:
+    own = {"name": "x-9-VM", "dns2": "192.0.2.54"}
+    if "authorized_key" in params.DEFAULTS[kind]:
+        own["authorized_key"] = "c3NoLXJzYSBBQUFB"
+    line = params.compose(kind, own)
+    assert set(own.values()) <= {word.partition("=")[2] for word in line.split()}
+
+
+def test_a_console_proxy_is_told_what_only_it_needs() -> None:
+    words = params.compose("consoleproxy", {"vnc.port": "8443", "id": "12"}).split()
+    assert {"vncport=8443", "proxy_vm=12", "guid=Proxy.12", "localgw=172.16.5.1"} <= set(words)
+    assert not any(word.startswith(("keystore_password", "disable_rp_filter")) for word in words)
+
+
+def test_a_storage_vm_is_told_of_its_network() -> None:
+    words = params.compose("secstorage", {"ntp": "192.0.2.123", "storage.ip": "172.17.5.9"}).split()
+    assert {"storageip=172.17.5.9", "eth3ip=172.17.5.9", "ntpserverlist=192.0.2.123", "guid=s-4-VM"} <= set(
+        words
+    )
+
+
 @pytest.mark.parametrize("kind", ["router", "vpcrouter"])
 def test_no_interval_without_redundancy(kind: str) -> None:
     line = params.compose(kind, {"redundant": "false", params.INTERVAL: "2"})
@@ -334,6 +373,10 @@ def test_server_does_not_check_the_interval(text: str, sent: str) -> None:
         ("vpcrouter", {"vpc.cidr": "10.1.0.0/33"}, "is no address"),
         ("router", {"name": "a b"}, "holds a blank"),
         ("router", {"redundant": "maybe"}, "redundant='maybe'"),
+        ("secstorage", {"storage.ip": "x"}, "is no address"),
+        ("consoleproxy", {"management.cidr": "172.16.0.1/16"}, "is no address"),
+        ("consoleproxy", {"internal.dns1": "ns"}, "is no address"),
+        ("cksnode", {"control.ip": "169.254.1.1"}, "it is one of type router"),
     ],
 )
 def test_wrong_parameters(kind: str, given: dict[str, str], what: str) -> None:

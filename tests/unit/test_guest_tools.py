@@ -10,7 +10,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from build.tools import closure, elf, minimize, seal
+from build.minimize import closure, elf, minimize
+from build.seal import seal
 
 # ELF -------------------------------------------------------------------------------------------
 

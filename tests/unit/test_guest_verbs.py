@@ -1,10 +1,15 @@
 from __future__ import annotations
 
+import base64
 import gzip
 import hashlib
+import io
 import json
 import os
+import stat
 import struct
+import tarfile
+import zipfile
 from pathlib import Path
 from typing import Any
 
@@ -13,8 +18,8 @@ import pytest
 from tests import guest
 from tests.guest import Recorder
 
-main, transport, patch, redundancy = (
-    guest.module(name) for name in ("main", "transport", "patch", "redundancy")
+main, transport, patch, redundancy, setup = (
+    guest.module(name) for name in ("main", "transport", "patch", "redundancy", "setup")
 )
 CMDLINE = "/var/cache/cloud/cmdline"
 
@@ -85,14 +90,23 @@ def test_kvm_without_a_channel_does_not_wait(box: Recorder) -> None:
     assert box.clock == begin
 
 
+def origin(box: Recorder) -> str:
+    return box.text("/run/systemvm/boot-line").strip()
+
+
 def test_kvm_takes_an_old_line_after_a_reboot_but_rather_a_new_one(box: Recorder) -> None:
     kvm(box)
-    path = box.put(CMDLINE, "advert_int=1 type=router")
-    os.utime(path, (1, 1))
+    box.put(CMDLINE, "advert_int=1 type=router")
+    begin = box.clock
+    assert main.main(["receive"], box.machine) == 0
+    # The agent may be there before us: at a first start what is there is what the host has just written.
+    assert box.clock - begin < 2
+    assert origin(box) == "started"
     begin = box.clock
     assert main.main(["receive"], box.machine) == 0
     assert 4.5 < box.clock - begin < 6.5
     assert box.text(CMDLINE) == "advert_int=1 type=router"
+    assert origin(box) == "rebooted"
 
     def host(now: float) -> None:
         if now - begin > 2 and "=1 " in box.text(CMDLINE):
@@ -102,6 +116,38 @@ def test_kvm_takes_an_old_line_after_a_reboot_but_rather_a_new_one(box: Recorder
     assert main.main(["receive"], box.machine) == 0
     assert box.text(CMDLINE) == "advert_int=2 type=router"
     assert box.clock - begin < 3
+    assert origin(box) == "started"
+
+
+def test_the_same_line_written_anew_is_a_new_one(box: Recorder) -> None:
+    kvm(box)
+    path = box.put(CMDLINE, "type=router")
+    main.main(["receive"], box.machine)
+    begin = box.clock
+
+    def host(now: float) -> None:
+        if now - begin > 2:
+            box.later = None
+            path.write_text("type=router")
+            os.utime(path, (now, now))
+
+    box.later = host
+    main.main(["receive"], box.machine)
+    assert origin(box) == "started"
+
+
+@pytest.mark.parametrize(("kind", "swaps"), [("router", True), ("cksnode", False), ("sharedfsvm", False)])
+def test_swap_is_for_system_vms(box: Recorder, kind: str, swaps: bool) -> None:
+    kvm(box)
+    box.put(CMDLINE, guest.LINES[kind])
+    main.main(["receive"], box.machine)
+    assert box.has("systemctl", "start", "--no-block", "systemvm-swap") == swaps
+
+
+def test_a_boot_is_not_done_before_it_is(box: Recorder) -> None:
+    box.put(main.DONE, "")
+    main.main(["receive"], box.machine)
+    assert not (box.root / main.DONE[1:]).exists()
 
 
 def test_xen_paravirtual(box: Recorder) -> None:
@@ -279,61 +325,354 @@ def test_wrong_usage(box: Recorder, argv: list[str], capsys: pytest.CaptureFixtu
     assert "usage: systemvm" in capsys.readouterr().err
 
 
-# Patching --------------------------------------------------------------------------------------
+# Scripts of a management server -------------------------------------------------------------------
+
+
+def packed(*members: tuple[str, str] | tarfile.TarInfo, form: str = "sha512") -> bytes:
+    """An archive of scripts as a management server has it: files (name, text) and whatever else is given."""
+    early = ("opt/cloud/bin/setup/cloud-early-config", f"#!/bin/bash\n{form}sum $patchfile\n")
+    stream = io.BytesIO()
+    with tarfile.open(fileobj=stream, mode="w:gz") as archive:
+        for member in (early, *members):
+            if isinstance(member, tarfile.TarInfo):
+                archive.addfile(member)
+            else:
+                info = tarfile.TarInfo(member[0])
+                info.size = len(member[1])
+                archive.addfile(info, io.BytesIO(member[1].encode()))
+    return stream.getvalue()
+
+
+def member(name: str, kind: bytes = tarfile.REGTYPE, link: str = "") -> tarfile.TarInfo:
+    info = tarfile.TarInfo(name)
+    info.type, info.linkname = kind, link
+    return info
+
+
+def started(box: Recorder, line: str = guest.ROUTER, how: str = "started") -> None:
+    box.put(CMDLINE, line)
+    box.put(main.ORIGIN, f"{how}\n")
+
+
+def brought(box: Recorder, data: bytes, after: float = 10) -> None:
+    """A host copies an archive some seconds from now."""
+    begin = box.clock
+
+    def host(now: float) -> None:
+        if now - begin >= after and not (box.root / patch.COPIED[1:]).exists():
+            box.later = None
+            box.put(patch.COPIED, data)
+
+    box.later = host
+
+
+def log(box: Recorder) -> str:
+    return box.text("/var/log/cloud.log")
 
 
 @pytest.mark.parametrize("form", ["sha512", "md5"])
-def test_copied_archive_is_unpacked_once(box: Recorder, form: str) -> None:
-    data = b"an archive"
-    old, new = hashlib.new(form, b"old").hexdigest(), hashlib.new(form, data).hexdigest()
-    box.put(patch.SIGNATURE, f"{old}\n")
-    box.put(patch.COPIED, data)
-    assert patch.apply(box.machine)
+def test_scripts_that_come_are_taken_in(box: Recorder, form: str) -> None:
+    """Servers up to 4.21 compare MD5, later ones SHA-512: the scripts say which."""
+    data = packed(form=form)
+    started(box)
+    brought(box, data)
+    box.put(patch.AGENT, "")
+    box.put(patch.COPIED_KEYS, "ssh-rsa HOST\n")
+    (box.root / patch.AGENT[1:]).unlink()
+    begin = box.clock
+    assert main.main(["early-config"], box.machine) == 0
+    assert 10 <= box.clock - begin < 14
     assert box.has("tar", "-xzf", patch.COPIED, "-C", "/")
-    assert box.text(patch.SIGNATURE) == f"{new}\n"
+    assert box.text(patch.SIGNATURE) == f"{hashlib.new(form, data).hexdigest()}\n"
     assert (box.root / patch.REQUIRED[1:]).exists()
+    assert box.has("systemctl", "daemon-reload")
+    assert box.text("/root/.ssh/authorized_keys") == "ssh-rsa HOST\n"
+    assert (box.root / patch.KEPT[1:]).read_bytes() == data
+    assert not (box.root / patch.COPIED[1:]).exists()
+
+
+def test_their_own_set_up_goes_on_and_finds_nothing_of_ours_beside_it(box: Recorder) -> None:
+    main.main(["preinit"], box.machine)
+    started(box, guest.LINES["router"] + " redundant_router=1")
+    main.main(["preinit"], box.machine)
+    assert (box.root / redundancy.KEEPALIVED[1:]).exists()
+    brought(box, packed())
+    box.put(patch.BOOTSTRAP, "#!/bin/sh\n")
+    box.put("/etc/iptables/iptables-router", "# theirs\n-A INPUT -i eth9 -p tcp --dport 3922 -j ACCEPT\n")
     box.ran.clear()
-    assert not patch.apply(box.machine)
+    main.main(["early-config"], box.machine)
+    assert box.ran[-1] == (patch.BOOTSTRAP,)
+    assert not [name for name in setup.OURS_ALONE if (box.root / name[1:]).exists()]
+    assert box.text(setup.RULES) == "# theirs\n-A INPUT -i eth1 -p tcp --dport 3922 -j ACCEPT\n"
+
+
+def test_scripts_without_a_set_up_leave_it_to_ours(box: Recorder) -> None:
+    started(box, guest.VPC_ROUTER)
+    brought(box, packed())
+    main.main(["early-config"], box.machine)
+    assert box.has("ip", "rule", "add")
+    assert not box.has(patch.BOOTSTRAP)
+
+
+@pytest.mark.parametrize(("kind", "stays"), [("router", False), ("consoleproxy", True)])
+def test_the_agent_stays_where_it_is_run(box: Recorder, kind: str, stays: bool) -> None:
+    started(box, guest.LINES[kind])
+    brought(box, packed())
+    box.put(f"{patch.AGENT_HOME}/run.sh", "")
+    main.main(["early-config"], box.machine)
+    assert (box.root / patch.AGENT_HOME[1:]).exists() == stays
+
+
+def test_an_archive_that_still_comes_is_waited_for(box: Recorder) -> None:
+    data = packed()
+    started(box)
+    begin = box.clock
+
+    def host(now: float) -> None:
+        came = min(len(data), int(len(data) * (now - begin) / 20))
+        box.put(patch.COPIED, data[:came])
+        if came == len(data):
+            box.later = None
+
+    box.later = host
+    main.main(["early-config"], box.machine)
+    assert 20 <= box.clock - begin < 24
+    assert box.text(patch.SIGNATURE).strip() == hashlib.sha512(data).hexdigest()
+    assert "refused" not in log(box)
+
+
+def test_so_is_an_agent(box: Recorder) -> None:
+    started(box, guest.LINES["secstorage"])
+    stream = io.BytesIO()
+    with zipfile.ZipFile(stream, "w") as agent:
+        agent.writestr("agent.jar", os.urandom(1000))
+    whole, begin = stream.getvalue(), box.clock
+    box.put(patch.COPIED, packed())
+
+    def host(now: float) -> None:
+        box.put(patch.AGENT, whole if now - begin > 30 else whole[:500])
+
+    box.later = host
+    main.main(["early-config"], box.machine)
+    assert 30 < box.clock - begin < 33
+
+
+def test_nothing_comes_and_the_log_says_what_was_waited_for(box: Recorder) -> None:
+    started(box, guest.VPC_ROUTER)
+    begin = box.clock
+    assert main.main(["early-config"], box.machine) == 0
+    assert 120 <= box.clock - begin < 122
+    assert f"waiting for {patch.COPIED}, 120 s at most" in log(box)
+    assert "no scripts of a management server came within 120 s" in log(box)
+    assert box.has("ip", "rule", "add")  # our own set-up goes on
+    assert not (box.root / patch.SIGNATURE[1:]).exists()
+
+
+def test_the_time_is_one_value_of_the_unit(box: Recorder, monkeypatch: pytest.MonkeyPatch) -> None:
+    unit = guest.overlay("/etc/systemd/system/cloud-early-config.service.d/systemvm.conf")
+    assert f"Environment={main.WAIT}=120\n" in unit
+    monkeypatch.setenv(main.WAIT, "3")
+    started(box)
+    begin = box.clock
+    main.main(["early-config"], box.machine)
+    assert 3 <= box.clock - begin < 5
+
+
+REFUSED = {
+    "no archive": (b"this is no archive", "no whole archive"),
+    "nothing": (gzip.compress(b""), "empty"),
+    "cut off": (packed(("root/x", "y" * 5000))[:-20], "no whole archive"),
+    "wrong checksum": (packed()[:-8] + b"\1\2\3\4" + packed()[-4:], "no whole archive"),
+    "absolute": (packed(("/etc/passwd", "x")), "leads out"),
+    "upwards": (packed(("etc/../../x", "x")), "leads out"),
+    "device": (packed(member("dev/sda", tarfile.BLKTYPE)), "no file, folder or link"),
+    "pipe": (packed(member("run/x", tarfile.FIFOTYPE)), "no file, folder or link"),
+    "hard link": (packed(member("x", tarfile.LNKTYPE, "/etc/shadow")), "leads out"),
+    "too large": (gzip.compress(bytes((32 << 20) + 1)), "more than 32 MiB"),
+}
+
+
+@pytest.mark.parametrize("what", list(REFUSED))
+def test_a_bad_archive_is_refused_and_told_once(box: Recorder, what: str) -> None:
+    data, why = REFUSED[what]
+    started(box)
+    box.put(patch.SIGNATURE, "own\n")
+    box.put(patch.COPIED, data)
+    assert main.main(["early-config"], box.machine) == 0
+    assert log(box).count("is refused") == 1
+    assert why in log(box)
     assert not box.has("tar")
-
-
-def test_broken_archive_leaves_the_images_own_scripts(box: Recorder) -> None:
-    box.put(patch.SIGNATURE, "old\n")
-    box.put(patch.COPIED, b"garbage")
-    box.answers = {"tar": (2, "not in gzip format")}
-    assert not patch.apply(box.machine)
-    assert box.text(patch.SIGNATURE) == "old\n"
+    assert box.text(patch.SIGNATURE) == "own\n"
     assert not (box.root / patch.REQUIRED[1:]).exists()
 
 
-def test_cd_rom(box: Recorder) -> None:
-    box.put("/dev/cdrom", "")
-    box.put("/media/cdrom/cloud-scripts.tgz", b"scripts")
-    box.put("/media/cdrom/authorized_keys", "ssh-rsa CD\n")
-    box.put("/media/cdrom/agent.zip", b"agent")
-    assert patch.apply(box.machine)
-    assert box.text("/root/.ssh/authorized_keys") == "ssh-rsa CD\n"
-    assert box.has("unzip", "-q", "-o", "/media/cdrom/agent.zip")
-    assert box.ran[-1] == ("umount", "/media/cdrom")
-    box.put("/var/cache/cloud/authorized_keys", "ssh-rsa HOST\n")
-    patch.apply(box.machine)
-    assert box.text("/root/.ssh/authorized_keys") == "ssh-rsa HOST\n"
+def test_a_good_archive_after_a_bad_one_is_taken_in(box: Recorder) -> None:
+    started(box)
+    box.put(patch.COPIED, b"half")
+    begin, data = box.clock, packed()
 
+    def host(now: float) -> None:
+        if now - begin > 60:
+            box.later = None
+            box.put(patch.COPIED, data)
 
-def test_empty_drive_is_normal(box: Recorder) -> None:
-    box.put("/dev/cdrom", "")
-    box.answers = {"mount": (32, "no medium found")}
-    assert not patch.apply(box.machine)
-    assert "no medium" in box.text("/var/log/cloud.log")
-
-
-def test_archive_with_its_own_set_up_replaces_ours(box: Recorder) -> None:
-    box.put(patch.COPIED, b"scripts")
-    box.put(main.BOOTSTRAP, "#!/bin/sh\n")
-    box.put(CMDLINE, guest.ROUTER)
+    box.later = host
     main.main(["early-config"], box.machine)
-    assert box.has("sh", "-c", f"exec {main.BOOTSTRAP}")
-    assert not box.has("sysctl")
+    assert box.text(patch.SIGNATURE).strip() == hashlib.sha512(data).hexdigest()
+
+
+def test_a_disk_that_is_full_leaves_the_signature(box: Recorder) -> None:
+    started(box)
+    brought(box, packed())
+    box.put(patch.SIGNATURE, "own\n")
+    box.answers = {"tar": (2, "tar: No space left on device")}
+    main.main(["early-config"], box.machine)
+    assert box.text(patch.SIGNATURE) == "own\n"
+    assert "does not unpack" in log(box)
+
+
+@pytest.mark.parametrize("kind", ["cksnode", "sharedfsvm"])
+def test_machines_of_a_users_own_do_not_wait(box: Recorder, kind: str) -> None:
+    started(box, guest.LINES[kind])
+    begin = box.clock
+    main.main(["early-config"], box.machine)
+    assert box.clock == begin
+
+
+def test_without_a_boot_line_nobody_can_copy_anything(box: Recorder) -> None:
+    started(box, "", "")
+    begin = box.clock
+    main.main(["early-config"], box.machine)
+    assert box.clock == begin
+
+
+def test_a_reboot_does_not_wait(box: Recorder) -> None:
+    started(box)
+    brought(box, packed())
+    main.main(["early-config"], box.machine)
+    for how in ("rebooted", "given"):
+        started(box, how=how)
+        box.put(patch.BOOTSTRAP, "")
+        box.ran.clear()
+        begin = box.clock
+        main.main(["early-config"], box.machine)
+        assert box.clock == begin
+        assert box.has(patch.BOOTSTRAP)  # their set-up, as at every start
+        assert not box.has("tar")
+
+
+def test_after_a_reboot_scripts_that_came_do_not_wait_either(box: Recorder) -> None:
+    """They look into the agent's folder, which a router has not."""
+    kvm(box)
+    box.put(CMDLINE, guest.ROUTER)
+    main.main(["receive"], box.machine)
+    brought(box, packed())
+    main.main(["early-config"], box.machine)
+    assert not (box.root / patch.AGENT_HOME[1:]).exists()
+    main.main(["receive"], box.machine)
+    assert [*(box.root / patch.AGENT_HOME[1:]).iterdir()]
+
+
+def test_a_host_that_starts_it_again_may_bring_newer_ones(box: Recorder) -> None:
+    started(box)
+    brought(box, packed())
+    main.main(["early-config"], box.machine)
+    newer = packed(("opt/cloud/bin/new", ""))
+    started(box)
+    brought(box, newer)
+    main.main(["early-config"], box.machine)
+    assert box.text(patch.SIGNATURE).strip() == hashlib.sha512(newer).hexdigest()
+
+
+# Documents and user data --------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("kind", ["firewallrules", "networkacl", "vmdata", "guestnetwork"])
+def test_a_document_that_nothing_applies_is_no_success(
+    box: Recorder, kind: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started(box, guest.LINES["router"].replace("redundant_router=1", ""))
+    name = f"{kind}.json.4b1f"
+    box.put(f"/var/cache/cloud/{name}", json.dumps({"type": kind, "device": "eth0"}))
+    assert main.main(["update-config", name], box.machine) == 1
+    assert kind in capsys.readouterr().err
+    assert kind in log(box)
+    assert not (box.root / f"var/cache/cloud/processed/{name}.gz").exists()
+
+
+def batch(*documents: str, command: str = "/opt/cloud/bin/update_config.py") -> str:
+    return "<version>\n1.0\n</version>\n" + "".join(
+        f'<file>\n/var/cache/cloud/{name}.json.1\n{{"type": "{name}",\n"cmd_line": {{"a": "b"}}}}\n</file>\n'
+        f"<script>\n{command} {name}.json.1\n</script>\n"
+        for name in documents
+    )
+
+
+def test_a_batch_is_merged(box: Recorder) -> None:
+    started(box)
+    box.put("/var/cache/cloud/VR-1.cfg", batch("cmdline"))
+    assert main.main(["batch", "/var/cache/cloud/VR-1.cfg"], box.machine) == 0
+    assert json.loads(box.text(setup.MERGED))["config"]["a"] == "b"
+
+
+@pytest.mark.parametrize(
+    ("text", "said"),
+    [
+        (batch("firewallrules"), "firewallrules"),
+        (batch("cmdline", "ips"), "ips"),
+        (batch("cmdline", command="/bin/reboot -f"), "/bin/reboot -f"),
+        ("", "cfg is not there"),
+    ],
+)
+def test_a_batch_stops_at_what_nothing_applies(
+    box: Recorder, text: str, said: str, capsys: pytest.CaptureFixture[str]
+) -> None:
+    started(box)
+    if text:
+        box.put("/var/cache/cloud/VR-1.cfg", text)
+    assert main.main(["batch", "/var/cache/cloud/VR-1.cfg"], box.machine) == 1
+    assert said in capsys.readouterr().err
+
+
+def encoded(data: bytes) -> str:
+    return f" userdata={base64.b64encode(data).decode()}"
+
+
+def test_user_data_of_the_boot_line_start_cloud_init(box: Recorder) -> None:
+    started(box, guest.LINES["router"] + encoded(gzip.compress(b"#cloud-config\nruncmd: [true]\n")))
+    main.main(["preinit"], box.machine)
+    assert box.text(setup.USER_DATA) == "#cloud-config\nruncmd: [true]\n"
+    assert stat.S_IMODE((box.root / setup.USER_DATA[1:]).stat().st_mode) == 0o600
+    assert "NoCloud" in box.text("/etc/cloud/cloud.cfg.d/cloudstack.cfg")
+    main.main(["postinit"], box.machine)
+    assert [line[1:] for line in box.ran if line[0] == "cloud-init"] == list(main.CLOUD_INIT_STAGES)
+    # A start without brings back what the machine was.
+    started(box)
+    main.main(["preinit"], box.machine)
+    box.ran.clear()
+    main.main(["postinit"], box.machine)
+    assert not box.has("cloud-init")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [b"not packed", gzip.compress(b"\xff\xfe"), gzip.compress(bytes(2 << 20))],
+    ids=["not packed", "no text", "too large"],
+)
+def test_user_data_that_are_none_are_told(box: Recorder, data: bytes) -> None:
+    started(box, guest.LINES["router"] + encoded(data))
+    main.main(["preinit"], box.machine)
+    assert "userdata=(hidden)" in log(box)
+    assert not (box.root / setup.USER_DATA[1:]).exists()
+
+
+def test_the_console_port_is_let_in(box: Recorder) -> None:
+    box.put("/etc/iptables/iptables-consoleproxy", guest.overlay("/etc/iptables/iptables-consoleproxy"))
+    for extra, port in (("", 8080), (" vncport=9443", 9443), (" vncport=99999", 8080)):
+        started(box, guest.LINES["consoleproxy"] + extra)
+        main.main(["preinit"], box.machine)
+        rows = [row for row in box.text(setup.RULES).splitlines() if "-i eth2" in row]
+        assert {int(row.split("--dport ")[1].split()[0]) for row in rows} == {80, 443, 843, port}
 
 
 # Redundancy ------------------------------------------------------------------------------------

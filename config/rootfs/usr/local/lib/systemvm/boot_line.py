@@ -23,7 +23,7 @@ DOMAIN = re.compile(
 )
 MAC = re.compile(r"[0-9a-f]{2}(:[0-9a-f]{2}){5}")
 Address = TypeVar("Address", ipaddress.IPv4Address, ipaddress.IPv6Address)
-_SECRET = re.compile(r"pass|secret|key|certificate", re.IGNORECASE)
+_SECRET = re.compile(r"pass|secret|key|certificate|userdata", re.IGNORECASE)
 
 
 def parse(text: str) -> dict[str, str]:

@@ -11,6 +11,7 @@ import sys
 import traceback
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
+from itertools import takewhile
 from pathlib import Path
 
 from systemvm import boot_line, hypervisor, patch, redundancy, roles, setup, transport
@@ -22,7 +23,6 @@ LIBRARY = "/usr/local/lib/systemvm"
 STATE = "/run/systemvm"
 CACHE = "/var/cache/cloud"
 DOCUMENTS = "/etc/cloudstack"
-MERGED = f"{DOCUMENTS}/cmdline.json"
 DONE = f"{CACHE}/boot_up_done"
 
 
@@ -97,8 +97,15 @@ def document(machine: Machine, name: str) -> dict[str, object]:
 # Boot -------------------------------------------------------------------------------------------
 
 
+ORIGIN = f"{STATE}/boot-line"
+"""Where the boot line of this start comes from: one of the three below; empty when there is none."""
+STARTED, REBOOTED, GIVEN = "started", "rebooted", "given"
+"""A host has just sent it; it is of an earlier start; this hypervisor has it ready at every start."""
+
+
 def receive(machine: Machine) -> int:
     """Get the boot line from the hypervisor and put it where CloudStack's scripts look for it."""
+    machine.remove(DONE)
     kind = hypervisor.detect(signs(machine))
     machine.write(f"{STATE}/hypervisor", f"{kind}\n")
     source = transport.SOURCES.get(kind)
@@ -110,8 +117,9 @@ def receive(machine: Machine) -> int:
         machine.switch("start", *source.units)
     if source.stopped:
         machine.switch("stop", *source.stopped)
+    origin = GIVEN
     if kind == hypervisor.KVM:
-        _await_agent(machine, source.seconds)
+        origin = _await_agent(machine, source.seconds)
     else:
         text = _ask(machine, source)
         if text:
@@ -120,6 +128,11 @@ def receive(machine: Machine) -> int:
     if hook:
         machine.write(transport.FILE, f"{hook}\n", 0o600)
     size = len(machine.read_bytes(transport.FILE))
+    machine.write(ORIGIN, f"{origin if size else ''}\n")
+    if origin == REBOOTED and patch.in_place(machine):
+        _keep_from_waiting(machine)
+    if not roles.role(params(machine)).cloud_init:
+        machine.run("systemctl", "start", "--no-block", "systemvm-swap")
     machine.log(
         f"boot line: {size} bytes" if size else f"no boot line came from {kind}: going on without parameters"
     )
@@ -141,39 +154,54 @@ def _ask(machine: Machine, source: transport.Source) -> str:
         machine.sleep(0.5)
 
 
+def _keep_from_waiting(machine: Machine) -> None:
+    """Let the scripts in place see that they need not wait for others: they look into the agent's folder.
+
+    Nobody copies anything after a reboot from inside; without this a router would wait for two minutes.
+    """
+    home = machine.path(patch.AGENT_HOME)
+    if not home.is_dir() or not any(home.iterdir()):
+        machine.write(f"{patch.AGENT_HOME}/.rebooted", "")
+
+
 FRESH = 5.0
 """Seconds to wait for a newer boot line when one of an earlier start is there."""
+USED = "/var/lib/systemvm/boot-line"
+"""Size and time of the boot line of the start before: a host that sends the same words still writes anew."""
 
 
-def _await_agent(machine: Machine, seconds: float) -> None:
-    """Wait until the host has written the boot line through the guest agent.
+def _await_agent(machine: Machine, seconds: float) -> str:
+    """Wait until the host has written the boot line through the guest agent; says where it comes from.
 
-    The file is first made, empty, and then filled: its size counts, and that it no longer changes. After
-    a reboot from inside the host does not write it again, so one that is there is taken after a while.
+    The file is first made, empty, and then filled: its size counts, and that it no longer changes. The agent
+    may have been there before us. After a reboot from inside the host writes nothing, so what an earlier
+    start has used is taken after a while.
     """
     if hypervisor.AGENT_PORT not in signs(machine).virtual_ports:
         machine.log("no channel of a guest agent: nothing can come through it")
-        return
-    path = machine.path(transport.FILE)
-    before = _stat(path)
+        return REBOOTED
+    used = machine.read(USED).strip()
     started = machine.now()
-    last: tuple[int, int] | None = None
+    last = ""
     while (waited := machine.now() - started) < seconds:
-        current = _stat(path)
-        if current and current == last and (current != before or waited >= FRESH):
+        current = _written(machine.path(transport.FILE))
+        if current and current == last and (current != used or waited >= FRESH):
             for stale in machine.path(DOCUMENTS).glob("*.json"):
                 machine.remove(f"{DOCUMENTS}/{stale.name}")
-            return
+            machine.write(USED, f"{current}\n")
+            return STARTED if current != used else REBOOTED
         last = current
         machine.sleep(0.2)
+    return REBOOTED
 
 
-def _stat(path: Path) -> tuple[int, int] | None:
+def _written(path: Path) -> str:
+    """Size and time of a file, or nothing while it holds nothing."""
     try:
         status = path.stat()
     except OSError:
-        return None
-    return (status.st_size, status.st_mtime_ns) if status.st_size else None
+        return ""
+    return f"{status.st_size} {status.st_mtime_ns}" if status.st_size else ""
 
 
 def preinit(machine: Machine) -> int:
@@ -200,6 +228,9 @@ def preinit(machine: Machine) -> int:
     if done.password:
         machine.run("chpasswd", text=f"root:{done.password}\n")
     _load_rules(machine)
+    for module in done.modules:
+        machine.run("modprobe", module)
+    machine.run("sysctl", "--quiet", "--ignore", "--load", "/etc/sysctl.conf")
     if reload:  # takes a small machine a second or more
         machine.run("systemctl", "daemon-reload")
     machine.run("systemctl", "start", "--no-block", "ssh")
@@ -212,23 +243,58 @@ def _load_rules(machine: Machine) -> None:
             machine.run(program, f"/etc/iptables/{name}")
 
 
-BOOTSTRAP = "/opt/cloud/bin/setup/bootstrap.sh"
+WAIT = "SYSTEMVM_SCRIPTS_WAIT"
+"""Environment variable of cloud-early-config.service: seconds to wait for a management server's scripts."""
 
 
 def early_config(machine: Machine) -> int:
-    """Unpack what a management server brought; if that has a set-up of its own, leave the rest to it."""
-    if patch.apply(machine) and machine.path(BOOTSTRAP).exists():
-        machine.log("the management server's own scripts go on from here")
-        machine.run("sh", "-c", f"exec {BOOTSTRAP}", seconds=240)
-        return 0
+    """Take in the scripts that a management server brings, and leave the rest to them if they can do it."""
     line = params(machine)
     kind = roles.role(line)
-    for module in kind.modules:
-        machine.run("modprobe", module)
-    machine.run("sysctl", "--quiet", "--ignore", "--load", "/etc/sysctl.conf")
+    if not kind.cloud_init and line.raw and _scripts(machine):
+        if ours := not machine.path(patch.BOOTSTRAP).exists():
+            machine.log(f"the scripts have no {patch.BOOTSTRAP}: the image's own set-up goes on")
+        else:
+            _give_way(machine, line)
+            patch.bootstrap(machine)
+        patch.clean_up(machine, kind.agent)
+        if not ours:
+            return 0
     for command in setup.commands(line, kind):
         machine.run(*command)
     return 0
+
+
+def _give_way(machine: Machine, line: Params) -> None:
+    """Take away what would stand beside the files of scripts that came, and use their packet filter."""
+    for name in setup.OURS_ALONE:
+        machine.remove(name)
+    if filtered := setup.optional(line, roles.role(line), facts(machine), machine.read)[setup.RULES]:
+        machine.write(setup.RULES, filtered)
+
+
+def _scripts(machine: Machine) -> bool:
+    """Wait for scripts if some can come; says whether a management server's are in place."""
+    origin = machine.read(ORIGIN).strip()
+    there = patch.in_place(machine)
+    if origin == REBOOTED or (origin == GIVEN and there):
+        machine.log("a reboot: no scripts are waited for")
+        return there
+    seconds = float(os.environ.get(WAIT, "120"))
+    machine.log(f"waiting for {patch.COPIED}, {seconds:g} s at most")
+    signature = patch.wait(machine, seconds)
+    if not signature:
+        machine.log(f"no scripts of a management server came within {seconds:g} s; the boot goes on")
+    return patch.take_in(machine, signature) if signature else there
+
+
+CLOUD_INIT_STAGES = (
+    ("init", "--local"),
+    ("init",),
+    ("modules", "--mode=config"),
+    ("modules", "--mode=final"),
+)
+"""What cloud-init's units run, one after another; on a system VM they are switched off."""
 
 
 def postinit(machine: Machine) -> int:
@@ -246,6 +312,9 @@ def postinit(machine: Machine) -> int:
         if names:
             machine.switch(verb, *names)
     _load_rules(machine)
+    if machine.path(setup.USER_DATA).exists():
+        for stage in CLOUD_INIT_STAGES:
+            machine.run("cloud-init", *stage, seconds=300)
     machine.write(DONE, "")
     machine.log("boot is done")
     return 0
@@ -264,19 +333,48 @@ def update_config(machine: Machine, name: str) -> int:
         return 1
     if kind == "cmdline":
         merge_cmdline(machine, new)
-    elif kind in ("guestnetwork", "guest_network"):
-        merge_guest_network(machine, new)
-    else:
-        machine.log(f"{source}: documents of type {kind} are for the management server's own scripts")
+    elif kind not in ("guestnetwork", "guest_network") or not merge_guest_network(machine, new):
+        # A server that is told 0 takes its rules for being in force.
+        complain(
+            f"{source}: nothing in this image applies documents of type {str(kind)[:40]!r}; the management "
+            "server's own scripts do, and they have not come"
+        )
+        machine.log(f"{source}: not applied, its type is {str(kind)[:40]!r}")
+        return 1
     packed = gzip.compress(machine.read_bytes(source), mtime=0)
     machine.write(f"{CACHE}/processed/{Path(name).name}.gz", packed, 0o600)
     machine.remove(source)
     return 0
 
 
+def apply_batch(machine: Machine, name: str) -> int:
+    """Do what a batch of the management server says: write its documents, merge each; 1 at the first failure.
+
+    A batch is lines: `<version>`, `<file>` (a path, then lines up to `</file>`) and `<script>` (one command).
+    """
+    lines = iter(machine.read(name).splitlines())
+    if not machine.path(name).exists():
+        complain(f"{name} is not there")
+        return 1
+    for line in lines:
+        if line == "<file>":
+            path = next(lines, "")
+            content = takewhile(lambda text: text != "</file>", lines)
+            machine.write(path, "".join(f"{text}\n" for text in content))
+        elif line == "<script>":
+            command = next(lines, "")
+            words = command.split()
+            if len(words) != 2 or Path(words[0]).name != "update_config.py":
+                complain(f"{name}: nothing in this image runs {command[:80]!r}")
+                return 1
+            if update_config(machine, words[1]):
+                return 1
+    return 0
+
+
 def _config(machine: Machine) -> dict[str, object]:
     """What the boot line said, as it is merged now."""
-    config = document(machine, MERGED).get("config")
+    config = document(machine, setup.MERGED).get("config")
     return config if isinstance(config, dict) else {}
 
 
@@ -287,11 +385,16 @@ def merge_cmdline(machine: Machine, new: Mapping[str, object]) -> None:
     raw = {str(key): str(value) for key, value in pairs.items()} if isinstance(pairs, dict) else {}
     if "redundant_state" in old and "redundant_router" in raw:
         raw["redundant_state"] = str(old["redundant_state"])
-    machine.write(MERGED, boot_line.cmdline_json(raw), 0o600)
+    machine.write(setup.MERGED, boot_line.cmdline_json(raw), 0o600)
 
 
-def merge_guest_network(machine: Machine, new: Mapping[str, object]) -> None:
-    """A tier of a VPC came or went: the pair's list of addresses follows, on both routers alike."""
+def merge_guest_network(machine: Machine, new: Mapping[str, object]) -> bool:
+    """A tier of a VPC came or went: the pair's list of addresses follows, on both routers alike.
+
+    Says whether that is so: of a router that has no pair nothing here sets up a tier.
+    """
+    if not params(machine).redundant:
+        return False
     device = str(new.get("device", ""))
     name = f"{DOCUMENTS}/guestnetwork.json"
     merged = {**document(machine, name), "id": "guestnetwork"}
@@ -301,6 +404,7 @@ def merge_guest_network(machine: Machine, new: Mapping[str, object]) -> None:
         merged.pop(device, None)
     machine.write(name, json.dumps(merged, indent=2, sort_keys=True) + "\n", 0o600)
     apply_pair(machine, merged)
+    return True
 
 
 def apply_pair(machine: Machine, tiers: Mapping[str, object]) -> None:
@@ -376,10 +480,8 @@ def change_state(machine: Machine, state: str) -> int:
         for address, device in redundancy.gateways(machine.read(redundancy.KEEPALIVED)):
             if state == redundancy.FAULT:
                 machine.run("ip", "addr", "del", address, "dev", device, quiet=True)
-        config = {**_config(machine), "redundant_state": state}
-        machine.write(
-            MERGED, json.dumps({"config": config, "id": "cmdline"}, indent=2, sort_keys=True) + "\n", 0o600
-        )
+        merged = {"config": {**_config(machine), "redundant_state": state}, "id": "cmdline"}
+        machine.write(setup.MERGED, json.dumps(merged, indent=2, sort_keys=True) + "\n", 0o600)
     return 0
 
 
@@ -387,7 +489,7 @@ def _followers(machine: Machine) -> list[str]:
     """Those that this router has something to do for."""
     states = zip(FOLLOWERS, machine.units("UnitFileState", *FOLLOWERS), strict=False)
     wanted = {unit for unit, state in states if state == "enabled"}
-    if machine.path("/etc/dnsmasq.d/cloudstack.conf").exists():
+    if machine.path(setup.DNSMASQ).exists():
         wanted.add("dnsmasq")
     return [unit for unit in FOLLOWERS if unit in wanted]
 
@@ -492,9 +594,10 @@ def template_version(machine: Machine) -> int:
 VERBS: dict[str, tuple[Callable[..., int], int, str]] = {
     "receive": (receive, 0, "get the boot line (systemvm-receive.service)"),
     "preinit": (preinit, 0, "interfaces, sshd, packet filter (cloud-preinit.service)"),
-    "early-config": (early_config, 0, "patch, kernel settings (cloud-early-config.service)"),
+    "early-config": (early_config, 0, "scripts that are brought, routes (cloud-early-config.service)"),
     "postinit": (postinit, 0, "services (cloud-postinit.service)"),
     "update-config": (update_config, 1, "FILE: merge a document of the management server"),
+    "batch": (apply_batch, 1, "FILE: merge a batch of documents of the management server"),
     "primary": (lambda machine: change_state(machine, redundancy.PRIMARY), 0, "become primary (keepalived)"),
     "backup": (lambda machine: change_state(machine, redundancy.BACKUP), 0, "become backup (keepalived)"),
     "fault": (lambda machine: change_state(machine, redundancy.FAULT), 0, "be out of order (keepalived)"),

@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import ipaddress
+import json
 import re
+import zlib
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
@@ -15,12 +17,23 @@ from systemvm.roles import DEFAULT, Role, control_nic, role, services
 PRIVATE = [ipaddress.IPv4Network(text) for text in ("10.0.0.0/8", "172.16.0.0/12", "192.168.0.0/16")]
 """RFC 1918: where a console proxy's clients inside the cloud are."""
 
+USER_DATA = "/var/lib/cloud/seed/nocloud/user-data"
+"""Where cloud-init's NoCloud source looks for what the boot line brought (cloud-init's documentation)."""
 LOG_TIMES = re.compile(r"hourly|daily|monthly|[0-9*]{1,2}:[0-9*]{1,2}(:[0-9*]{1,2})?")
 KEYS = "/root/.ssh/authorized_keys"
 OPEN = "*filter\n:INPUT ACCEPT [0:0]\n:FORWARD ACCEPT [0:0]\n:OUTPUT ACCEPT [0:0]\nCOMMIT\n"
 """Packet filter of machines that are a user's own: theirs to fill."""
 MANY_KIB = 409600
 """With this much memory (KiB) the kernel may keep more of its caches."""
+
+
+RULES = "/etc/iptables/rules.v4"
+DNSMASQ = "/etc/dnsmasq.d/cloudstack.conf"
+LOG_TIMER = "/etc/systemd/system/logrotate.timer.d/cloudstack.conf"
+UPLOADS = "/etc/apache2/conf-enabled/cloudstack-upload.conf"
+MERGED = "/etc/cloudstack/cmdline.json"
+OURS_ALONE = (*redundancy.FILES, DNSMASQ, LOG_TIMER, UPLOADS, MERGED)
+"""Files that our set-up writes and scripts of a management server would find standing beside their own."""
 
 
 @dataclass(frozen=True)
@@ -87,14 +100,18 @@ def plan(params: Params, facts: Facts, read: Read) -> Setup:
         files[KEYS] = File("" if kind.cloud_init else keys, 0o600)
     if params.raw and kind != DEFAULT:
         files["/var/cache/cloud/cmd_line.json"] = File(cmd_line_json(params.raw), 0o600)
-        files["/etc/cloudstack/cmdline.json"] = File(cmdline_json(params.raw), 0o600)
+        files[MERGED] = File(cmdline_json(params.raw), 0o600)
     removed: tuple[str, ...] = ()
+    if data := user_data(params, kind):
+        files |= {path: File(text, 0o600) for path, text in data.items()}
+    else:
+        removed = (USER_DATA,)
     if kind.merged and kind.forwarding:
         redundancy.interval(params)  # a wrong one is told now, though a VPC router needs it later
         pair = redundancy.from_params(params, kind)
         written = redundancy.files(pair, facts.template, facts.defaults, params) if pair else {}
         files |= {path: File(text, mode) for path, (text, mode) in written.items()}
-        removed = tuple(path for path in redundancy.FILES if path not in written)
+        removed = (*removed, *(path for path in redundancy.FILES if path not in written))
     if kind.cloud_init:
         removed = (*removed, "/etc/cloud/cloud-init.disabled")
     return Setup(
@@ -116,12 +133,12 @@ def optional(params: Params, kind: Role, facts: Facts, read: Read) -> dict[str, 
     return {
         "/etc/resolv.conf": resolv_conf(params),
         "/etc/udev/rules.d/70-persistent-net.rules": udev_rules(params),
-        "/etc/iptables/rules.v4": rules(read(f"/etc/iptables/iptables-{kind.rules}"), params, kind, facts),
+        RULES: rules(read(f"/etc/iptables/iptables-{kind.rules}"), params, kind, facts),
         "/etc/iptables/rules.v6": OPEN if kind.cloud_init else "",
         "/etc/ntpsec/ntp.conf": ntp_conf(read("/etc/ntpsec/ntp.conf"), params),
-        "/etc/systemd/system/logrotate.timer.d/cloudstack.conf": log_timer(params, kind),
-        "/etc/dnsmasq.d/cloudstack.conf": dnsmasq(params, kind),
-        "/etc/apache2/conf-enabled/cloudstack-upload.conf": UPLOAD if kind.name == "secstorage" else "",
+        LOG_TIMER: log_timer(params, kind),
+        DNSMASQ: dnsmasq(params, kind),
+        UPLOADS: UPLOAD if kind.name == "secstorage" else "",
         "/usr/local/cloud/systemvm/conf/agent.properties": agent_properties(
             read("/usr/local/cloud/systemvm/conf/agent.properties"), params, kind
         ),
@@ -138,6 +155,49 @@ def authorized_keys(params: Params) -> str:
         params.complain("authorized_key", "no public key")
         return ""
     return f"{line}\n" if line else ""
+
+
+NO_CLOUD = """\
+# Written by cloud-preinit: user data of a system VM come with its boot line and from nowhere else.
+# Network, users, host name and SSH are the management server's.
+datasource_list: [NoCloud]
+network: {config: disabled}
+preserve_hostname: true
+manage_etc_hosts: false
+users: []
+disable_root: false
+cloud_init_modules: [seed_random, bootcmd, write_files]
+cloud_config_modules: [timezone, runcmd]
+cloud_final_modules: [scripts_per_once, scripts_per_boot, scripts_per_instance, scripts_user, final_message]
+"""
+LARGEST = 1 << 20
+"""Bytes of user data; CloudStack's own limit is 32 KiB by default, and some 1 MiB at most."""
+
+
+def user_data(params: Params, kind: Role) -> dict[str, str]:
+    """Files for cloud-init's NoCloud source from `userdata`, base64 of gzip (CloudStack 4.22); none without.
+
+    Machines that are a user's own find theirs by themselves.
+    """
+    packed = params.base64("userdata")
+    if not packed or kind.cloud_init:
+        return {}
+    try:
+        inflater = zlib.decompressobj(wbits=31)
+        text = inflater.decompress(packed, LARGEST).decode()
+        if not inflater.eof:
+            raise ValueError
+    except (zlib.error, ValueError):
+        params.complain("userdata", f"no text packed by gzip, {LARGEST >> 20} MiB at most")
+        return {}
+    return {
+        USER_DATA: text,
+        f"{USER_DATA.removesuffix('user-data')}meta-data": json.dumps(
+            {"instance-id": params.name, "local-hostname": params.name}
+        )
+        + "\n",
+        "/etc/cloud/cloud.cfg.d/cloudstack.cfg": NO_CLOUD,
+    }
 
 
 def password(params: Params) -> str:
@@ -328,6 +388,9 @@ def rules(text: str, params: Params, kind: Role, facts: Facts) -> str:
     """The type's packet filter, with SSH let in on the control NIC and DNS for the guests' network only."""
     if kind.cloud_init:
         return OPEN
+    if kind.name == "consoleproxy":
+        port = params.integer("vncport", 8080, 1, 65535)
+        text = re.sub(r"(?m)^(-A INPUT -i eth2 .*--dport) 8080 ", rf"\g<1> {port} ", text)
     control = params.nic(control_nic(kind, params, facts.hypervisor))
     # Without its address the control NIC is not known for sure: whoever has a key may log in anywhere.
     where = f" -i {control.name}" if control.address else ""

@@ -1,0 +1,1 @@
+"""A management server's part, played against a system VM."""
