@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import sys
 from collections.abc import Callable
+from itertools import accumulate
 
 from build.engine.handover import hand_over
 
@@ -17,86 +18,70 @@ hand_over()
 from invoke import Collection, Task, task
 from invoke.main import program
 
-from build.convert import FORMATS
-from build.engine import pipeline, verbs
-from build.engine.remote import HostContext, teach
+from build import STEPS, verbs
+from build.engine import pipeline, recipe
+from build.engine.remote import HostContext, register_flags
+from build.formats import FORMATS
 
-teach(program)
+register_flags(program, pipeline.submit_detached)
 
 
 @task
 def config(c: HostContext) -> None:
     """Show every setting with its value and where it comes from."""
-    verbs.config(pipeline.of(c))
+    verbs.show.config(pipeline.of(c))
 
 
 @task(help={"script": "Print the text that will run, step by step."})
 def plan(c: HostContext, script: bool = False) -> None:
     """Show the steps, their keys and what is cached; changes nothing."""
-    verbs.plan(pipeline.of(c), script)
+    verbs.show.plan(pipeline.of(c), script)
 
 
 @task(positional=["step"])
 def why(c: HostContext, step: str) -> None:
     """Tell which input of a step changed since it was last built."""
-    verbs.why(pipeline.of(c), step)
+    verbs.show.why(pipeline.of(c), step)
 
 
 @task(help={"install": "Install the Debian packages that are missing there (root or sudo)."})
 def doctor(c: HostContext, install: bool = False) -> None:
-    """Check the build host and print the one command that mends each gap."""
-    verbs.doctor(pipeline.of(c), install)
+    """Check the build host and print the one command that fixes each gap."""
+    verbs.doctor.doctor(pipeline.of(c), install)
 
 
 @task
 def resolve(c: HostContext) -> None:
     """Ask the mirror for the exact package set."""
-    verbs.resolve(pipeline.of(c))
+    verbs.build.resolve(pipeline.of(c))
 
 
 @task(help={"keep": "Mount the finished tree on the host itself (root only), until `inv umount`."})
 def mount(c: HostContext, keep: bool = False) -> None:
     """Prove that this host can mount a tree at MOUNTPOINT, in a sandbox."""
-    verbs.mount(pipeline.of(c), keep)
+    verbs.build.mount(pipeline.of(c), keep)
 
 
 @task
 def umount(c: HostContext) -> None:
     """Take away what `inv mount --keep` mounted."""
-    verbs.umount(pipeline.of(c))
+    verbs.build.umount(pipeline.of(c))
 
 
-@task(pre=[mount])
-def debootstrap(c: HostContext) -> None:
-    """Install the packages into the lowest layer."""
-    pipeline.of(c).ensure("debootstrap")
+def step_task(name: str, before: Task[Callable[..., None]]) -> Task[Callable[[HostContext], None]]:
+    """Make the verb of one step of the recipe; the one before it goes first."""
+
+    def run(c: HostContext) -> None:
+        pipeline.of(c).ensure(name)
+
+    run.__doc__ = recipe.summary(name)
+    return Task(run, name=name, pre=[before])
 
 
-@task(pre=[debootstrap])
-def tweak(c: HostContext) -> None:
-    """Make the initramfs, lay the overlay over the tree and set it up."""
-    pipeline.of(c).ensure("tweak")
+steps = list(accumulate(STEPS, lambda before, name: step_task(name, before), initial=mount))[1:]
 
 
-@task(pre=[tweak])
-def minimize(c: HostContext) -> None:
-    """Remove bulk, and prove that nothing broke."""
-    pipeline.of(c).ensure("minimize")
-
-
-@task(name="keepalived-render", pre=[minimize])
-def keepalived_render(c: HostContext) -> None:
-    """Render the VRRP set-up and print the failover bound."""
-    verbs.keepalived_render(pipeline.of(c))
-
-
-@task(pre=[keepalived_render])
-def seal(c: HostContext) -> None:
-    """Remove what must never ship and set the root password."""
-    pipeline.of(c).ensure("seal")
-
-
-@task(pre=[seal])
+@task(pre=[steps[-1]])
 def disk(c: HostContext) -> None:
     """Assemble the raw disk image."""
     pipeline.of(c).disk()
@@ -105,20 +90,20 @@ def disk(c: HostContext) -> None:
 @task(default=True, pre=[disk])
 def build(c: HostContext) -> None:
     """Build the image: everything from the mirror to the raw disk, and the formats asked for."""
-    verbs.build(pipeline.of(c))
+    verbs.build.build(pipeline.of(c))
 
 
 @task(name="all", default=True)
 def convert_all(c: HostContext) -> None:
     """Convert the raw image to every format of its definition, or to --formats a,b,c, in one reading."""
-    verbs.convert(pipeline.of(c), c.flags.formats)
+    verbs.convert.convert(pipeline.of(c), c.flags.formats)
 
 
 def convert_to(name: str) -> Task[Callable[[HostContext], None]]:
     """Make the verb of one format."""
 
     def run(c: HostContext) -> None:
-        verbs.convert(pipeline.of(c), name)
+        verbs.convert.convert(pipeline.of(c), name)
 
     run.__doc__ = f"Convert to {FORMATS[name].help}."
     return Task(run, name=name)
@@ -130,31 +115,48 @@ convert = Collection("convert", convert_all, *map(convert_to, FORMATS))
 @task(positional=["file"])
 def inspect(c: HostContext, file: str) -> None:
     """Say what an image file is, of any maker, and which hypervisor would refuse it and why."""
-    verbs.inspect(pipeline.of(c), file)
+    verbs.inspect.inspect(pipeline.of(c), file)
+
+
+@task(
+    positional=[],
+    auto_shortflags=False,
+    help={
+        "url": "Folder that you serve the files from (default: the setting download_url).",
+        "zone": "Id of the zone, with --upgrade (default: -1, all zones).",
+        "endpoint": "Call https://HOST/client/api, with CLOUDSTACK_KEY and CLOUDSTACK_SECRET.",
+        "upgrade": "For a server that will be upgraded to this release; not for one that has it.",
+    },
+)
+def register(
+    c: HostContext, url: str = "", zone: str = "-1", endpoint: str = "", upgrade: bool = False
+) -> None:
+    """Print the calls that make the converted files known to CloudStack; with --endpoint make them."""
+    verbs.register.register(pipeline.of(c), url, zone, endpoint, upgrade)
 
 
 @task
 def status(c: HostContext) -> None:
     """Tell of the build that was left to the host by --detach, and who holds LOCATION."""
-    verbs.status(pipeline.of(c))
+    verbs.jobs.status(pipeline.of(c))
 
 
 @task
 def attach(c: HostContext) -> None:
     """Follow the build that was left to the host, from where it is, and bring home what it made."""
-    verbs.attach(pipeline.of(c))
+    verbs.jobs.attach(pipeline.of(c))
 
 
 @task
 def cancel(c: HostContext) -> None:
     """End the build that was left to the host; finished layers are kept."""
-    verbs.cancel(pipeline.of(c))
+    verbs.jobs.cancel(pipeline.of(c))
 
 
-@task(help={"type": "router or vpcrouter; --set KEY=VALUE says what differs from the default."})
+@task(help={"type": "router, consoleproxy ...; --set KEY=VALUE says what differs from the default."})
 def params(c: HostContext, type: str) -> None:
-    """Print the boot line that a management server composes for a router."""
-    verbs.params(pipeline.of(c), type)
+    """Print the boot line that a management server composes for a system VM."""
+    verbs.params.params(pipeline.of(c), type)
 
 
 @task(
@@ -163,7 +165,7 @@ def params(c: HostContext, type: str) -> None:
 )
 def render(c: HostContext, params: str, hypervisor: str = "kvm") -> None:
     """Show, without a VM, every file that the guest writes from a boot line."""
-    verbs.render(pipeline.of(c), params, hypervisor)
+    verbs.params.render(pipeline.of(c), params, hypervisor)
 
 
 @task(
@@ -172,19 +174,47 @@ def render(c: HostContext, params: str, hypervisor: str = "kvm") -> None:
 )
 def shell(c: HostContext, at: str = "", command: str = "") -> None:
     """Open a shell in the finished tree or at any layer; changes are thrown away."""
-    sys.exit(verbs.shell(pipeline.of(c), at, command))
+    sys.exit(verbs.enter.shell(pipeline.of(c), at, command))
 
 
 @task(help={"uefi": "Boot under UEFI (default: BIOS).", "memory": "MiB."})
 def boot(c: HostContext, uefi: bool = False, memory: str = "256") -> None:
     """Boot the image on this terminal (serial); nothing is written to it. Ctrl-A X ends."""
-    sys.exit(verbs.boot(pipeline.of(c), uefi, memory))
+    sys.exit(verbs.enter.boot(pipeline.of(c), uefi, memory))
 
 
 @task(help={"memory": "MiB.", "json": "Write the result here, too."})
 def verify(c: HostContext, memory: str = "256", json: str = "") -> None:
     """Boot the image under each firmware and check it from inside."""
-    verbs.verify(pipeline.of(c), memory, json)
+    verbs.verify.verify(pipeline.of(c), memory, json)
+
+
+@task(
+    positional=[],
+    help={
+        "type": "router (default), vpcrouter, consoleproxy ...; or all.",
+        "scripts": "cloud-scripts.tgz (default: in /usr/share/cloudstack-common/vms, where it is).",
+        "agent": "agent.zip (default: beside the scripts).",
+        "patch": "patch-sysvms.sh (default: beside the scripts).",
+        "documents": "Folder of documents for routers (default: config/rehearsal).",
+        "redundant": "Play a pair of routers and a failover.",
+        "memory": "MiB of each machine.",
+        "json": "Write the result here, too.",
+    },
+)
+def rehearse(
+    c: HostContext,
+    type: str = "",
+    scripts: str = "",
+    agent: str = "",
+    patch: str = "",
+    documents: str = "",
+    redundant: bool = False,
+    memory: str = "256",
+    json: str = "",
+) -> None:
+    """Boot the image and play a management server's part against it, step by step."""
+    verbs.rehearse.rehearse(pipeline.of(c), type, (scripts, agent, patch), documents, redundant, memory, json)
 
 
 @task(
@@ -197,16 +227,22 @@ def verify(c: HostContext, memory: str = "256", json: str = "") -> None:
 )
 def clean(c: HostContext, cache: bool = False, all: bool = False, dry_run: bool = False) -> None:
     """Remove leftover parts; with --cache and --all more."""
-    verbs.clean(pipeline.of(c), "all" if all else "cache" if cache else "parts", dry_run)
+    verbs.clean.clean(pipeline.of(c), "all" if all else "cache" if cache else "parts", dry_run)
 
 
 @task(
     positional=[],
-    help={"ring": "unit, golden, root, boot or remote; default: all.", "k": "Only tests whose name matches."},
+    help={
+        "ring": "unit, golden, root, boot, remote, or soak (the long ones); default: all but soak.",
+        "k": "Only tests whose name matches.",
+        "seconds": "Of soak, a random slice that takes so long.",
+        "seed": "What chooses it, and the moments of its cases (default: another one each time).",
+    },
+    auto_shortflags=False,
 )
-def test(c: HostContext, ring: str = "", k: str = "") -> None:
+def test(c: HostContext, ring: str = "", k: str = "", seconds: str = "", seed: str = "") -> None:
     """Run the tests; as an ordinary user, first those that need root, with sudo."""
-    verbs.test(c, ring, k)
+    verbs.checks.test(c, ring, k, seconds, seed)
 
 
 @task(
@@ -215,7 +251,7 @@ def test(c: HostContext, ring: str = "", k: str = "") -> None:
 )
 def bench(c: HostContext, name: str = "build", pairs: str = "3") -> None:
     """Measure against the classic ways, in ratios."""
-    verbs.bench(c, name, pairs)
+    verbs.checks.bench(c, name, pairs)
 
 
 namespace = Collection(
@@ -226,14 +262,11 @@ namespace = Collection(
     resolve,
     mount,
     umount,
-    debootstrap,
-    tweak,
-    minimize,
-    keepalived_render,
-    seal,
+    *steps,
     disk,
     convert,
     inspect,
+    register,
     build,
     status,
     attach,
@@ -243,6 +276,7 @@ namespace = Collection(
     shell,
     boot,
     verify,
+    rehearse,
     clean,
     test,
     bench,

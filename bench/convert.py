@@ -32,7 +32,7 @@ QEMU: Mapping[str, Sequence[str]] = {
 OURS = r"""
 import json, re, sys, time
 sys.path.insert(0, sys.argv[1])
-from build.agent.convert import run
+from build.agent.verbs.convert import run
 phases, started = {}, time.monotonic()
 def emit(kind, **fields):
     now = time.monotonic()
@@ -47,7 +47,7 @@ print(json.dumps({"phases": {name: b - a for name, (a, b) in phases.items()}, "p
 def options(doc: str) -> argparse.Namespace:
     """Read the command line of a benchmark that works on a raw disk."""
     parser = argparse.ArgumentParser(description=doc.splitlines()[0])
-    parser.add_argument("--image", type=Path, help="raw disk (default: the full image's)")
+    parser.add_argument("--image", type=Path, help="raw disk (default: the full image's, of 2000 MiB)")
     parser.add_argument("--pairs", type=int, default=3)
     parser.add_argument("--work", type=Path, default=Path("/var/tmp"))
     return parser.parse_args()
@@ -56,17 +56,16 @@ def options(doc: str) -> argparse.Namespace:
 def main() -> int:
     asked = options(__doc__)
     with tempfile.TemporaryDirectory(prefix="bench-", dir=asked.work) as folder:
-        image = asked.image or system_vm()
+        image = asked.image or system_vm(Path(folder))
         return report(measure(image, Path(folder), asked.pairs))
 
 
-def system_vm() -> Path:
-    """The full image's raw disk, built if it is not there: sizes say little about another content."""
-    line = [sys.executable, "-m", "invoke"]
-    subprocess.run([*line, "disk"], cwd=CHECKOUT, stdout=subprocess.DEVNULL, check=True)
-    told = subprocess.run([*line, "config"], cwd=CHECKOUT, capture_output=True, text=True, check=True).stdout
-    (row,) = [row.split() for row in told.splitlines() if row.startswith("IMAGELOC ")]
-    return Path(row[1])
+def system_vm(folder: Path) -> Path:
+    """The full image's raw disk of 2000 MiB, built there: sizes say little about another content."""
+    image = folder / "systemvm.img"
+    line = [sys.executable, "-m", "invoke", "disk", "--set", "size=2000", "--set", f"imageloc={image}"]
+    subprocess.run(line, cwd=CHECKOUT, stdout=subprocess.DEVNULL, check=True)
+    return image
 
 
 def measure(image: Path, folder: Path, pairs: int) -> dict[str, list[float]]:

@@ -36,8 +36,8 @@ sys.path.insert(0, sys.argv[1])
 import fabric
 from invoke import Config
 from build.engine.fetch import Artifact, fetch
-from build.engine.host import Host
-from build.engine.ssh import connect
+from build.engine.hosts.host import Host
+from build.engine.hosts.ssh import connect
 started = time.monotonic()
 with connect(sys.argv[2], Config()) as inner:
     host = Host(sys.argv[2], inner)
@@ -51,7 +51,7 @@ def main() -> int:
     asked = options(__doc__)
     with tempfile.TemporaryDirectory(prefix="bench-", dir=asked.work) as folder:
         top = Path(folder)
-        files = {"raw": asked.image or system_vm(), "packed": top / "disk.gz"}
+        files = {"raw": asked.image or system_vm(top), "packed": top / "disk.gz"}
         with files["packed"].open("wb") as out:
             subprocess.run(["gzip", "-1", "-c", files["raw"]], stdout=out, check=True)
         (top / "host").mkdir()

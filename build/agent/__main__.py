@@ -7,11 +7,10 @@ Started as `python3 -I -B .../build/agent/__main__.py serve` (a session), `... s
 
 from __future__ import annotations
 
-import importlib
 import json
+import math
 import os
 import queue
-import re
 import select
 import signal
 import socket
@@ -25,20 +24,25 @@ from typing import Any
 
 sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
-from build.agent import job, process, send, terminal
+from build.agent import process, verbs
 from build.agent.events import Emit, Failure, emit
+from build.agent.verbs import job, send, terminal
+from build.formats.lib.errors import Unsupported
 
-SILENCE = 10.0
-"""Seconds without a beat after which the client counts as gone (it beats every 2 s)."""
+HEARTBEAT_TIMEOUT = 10.0
+"""Seconds without a beat after which a client behind a network counts as gone (it beats every 2 s).
+
+One on this machine may be stopped, or starve, for as long as it likes: the kernel tells of its end.
+"""
 BEAT = 2.0
 """Seconds between our own signs of life, by which the client knows that the network is there."""
 
 Request = dict[str, Any]
 
 
-def serve() -> int:
-    """Answer requests one after another until the client says goodbye or goes away."""
-    asked = requests()
+def serve(patience: float) -> int:
+    """Answer requests one after another until the client says goodbye, goes away or is silent for so long."""
+    asked = requests(patience)
     emit("ready", pid=os.getpid())
     threading.Thread(target=_beat, daemon=True).start()
     while (request := asked.get()) is not None:
@@ -46,10 +50,10 @@ def serve() -> int:
     return 0
 
 
-def requests() -> queue.Queue[Request | None]:
+def requests(patience: float = HEARTBEAT_TIMEOUT) -> queue.Queue[Request | None]:
     """Listen on stdin; this process and its children end when the client says goodbye or is gone."""
     asked: queue.Queue[Request | None] = queue.Queue()
-    threading.Thread(target=_listen, args=(asked,), daemon=True).start()
+    threading.Thread(target=_listen, args=(asked, patience), daemon=True).start()
     return asked
 
 
@@ -59,7 +63,7 @@ def _beat() -> None:
         emit("beat")
 
 
-def _listen(requests: queue.Queue[Request | None]) -> None:
+def _listen(requests: queue.Queue[Request | None], patience: float) -> None:
     """Read stdin; on end of file, or on silence, end every child and this process at once."""
     stream = sys.stdin.fileno()
     pending = b""
@@ -67,7 +71,7 @@ def _listen(requests: queue.Queue[Request | None]) -> None:
     while True:
         ready, _, _ = select.select([stream], [], [], 1.0)
         if not ready:
-            if time.monotonic() - heard > SILENCE:
+            if time.monotonic() - heard > patience:
                 break
             continue
         heard = time.monotonic()
@@ -97,9 +101,11 @@ def _attempt(request: Request, tell: Emit) -> dict[str, Any]:
     if folder and folder not in sys.path:
         sys.path.insert(0, folder)
     try:
-        return {"event": "result", "value": _verb(request.pop("verb")).run(request, tell)}
+        return {"event": "result", "value": verbs.call(request.pop("verb"), request, tell)}
     except Failure as failure:
         return {"event": "failure", "message": failure.message, "hint": failure.hint, **failure.details}
+    except Unsupported as error:
+        return {"event": "failure", "message": error.message, "hint": error.hint}
     except OSError as error:
         return {
             "event": "failure",
@@ -121,12 +127,6 @@ def _say(error: OSError) -> str:
     return f"{error.strerror or error}{where}"
 
 
-def _verb(name: str) -> Any:
-    if not re.fullmatch(r"[a-z_]+", name):
-        raise Failure(f"no verb {name!r}")
-    return importlib.import_module(f"build.agent.{name}")
-
-
 def execute(name: str, source: str) -> int:
     """Run the program that a terminal verb describes; `source` is a request's file, or a session's token.
 
@@ -140,8 +140,8 @@ def execute(name: str, source: str) -> int:
             Path(source).unlink()
         else:
             asked, session = terminal.claim(source)
-        argv, env = _verb(name).command(asked)
-    except Failure as failure:
+        argv, env = verbs.command(name, asked)
+    except (Failure, Unsupported) as failure:
         print(
             f"error: {failure.message}" + (f"\n  hint: {failure.hint}" if failure.hint else ""),
             file=sys.stderr,
@@ -169,13 +169,17 @@ def main() -> int:
         return execute(sys.argv[2], sys.argv[3])
     if sys.argv[1:2] == ["job"] and len(sys.argv) == 3:
         return job.work(Path(sys.argv[2]), _attempt)
-    if sys.argv[1:] not in (["serve"], ["send"]):
-        print("usage: agent serve | send | exec VERB REQUEST.json|TOKEN | job FOLDER", file=sys.stderr)
+    if sys.argv[1:] not in (["serve"], ["serve", "--local"], ["send"]):
+        print(
+            "usage: agent serve [--local] | send | exec VERB REQUEST.json|TOKEN | job FOLDER", file=sys.stderr
+        )
         return 2
     # The client decides what an interrupt means; it reaches us as the end of stdin.
     signal.signal(signal.SIGINT, signal.SIG_IGN)
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
-    return serve() if sys.argv[1] == "serve" else send.stream(requests())
+    if sys.argv[1] == "send":
+        return send.stream(requests())
+    return serve(math.inf if "--local" in sys.argv else HEARTBEAT_TIMEOUT)
 
 
 if __name__ == "__main__":

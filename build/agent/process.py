@@ -130,9 +130,3 @@ def stop_all(report: Callable[[str], None] | None = None) -> None:
         if report:
             report(f"ending {child.args!r}")
         stop(child)
-
-
-def memory_available() -> int:
-    """Bytes usable without swapping (`MemAvailable` of proc(5)); 0 where the kernel does not tell."""
-    with open("/proc/meminfo", encoding="ascii") as table:
-        return next((int(line.split()[1]) * 1024 for line in table if line.startswith("MemAvailable:")), 0)

@@ -14,8 +14,8 @@ import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
 
+from build import wire
 from build.agent import process
 from build.agent.events import Emit, Failure
 
@@ -39,7 +39,7 @@ _NEVER_HIDDEN = (
 
 
 @dataclass(frozen=True)
-class Place:
+class BuildPaths:
     """Where and how trees are built on this host.
 
     `mode` is `root` or `user` (a user namespace); `overlay` says whether layers stack or are copied.
@@ -52,15 +52,10 @@ class Place:
     keep_visible: tuple[Path, ...] = ()
 
     @classmethod
-    def from_request(cls, place: Mapping[str, Any]) -> Place:
-        """Read the `place` of a request."""
-        return cls(
-            Path(place["location"]),
-            Path(place["mountpoint"]),
-            place["mode"],
-            bool(place["overlay"]),
-            tuple(Path(path) for path in place.get("keep_visible", ())),
-        )
+    def of(cls, place: wire.BuildPaths) -> BuildPaths:
+        """Read the place of a request."""
+        visible = tuple(Path(path) for path in place.keep_visible)
+        return cls(Path(place.location), Path(place.mountpoint), place.mode, place.overlay, visible)
 
     @property
     def store(self) -> Path:
@@ -81,7 +76,7 @@ class Tree:
     memory: bool = False
     options: str = ""
 
-    def mount(self, place: Place) -> list[str]:
+    def mount(self, place: BuildPaths) -> list[str]:
         """Shell lines that mount it at `$ROOT`."""
         if self.memory:
             return ['mount -t tmpfs -o mode=755,size=90%,nr_inodes=0 tmpfs "$ROOT"']
@@ -120,9 +115,18 @@ class Outcome:
     notes: list[str] = field(default_factory=list)
 
 
+USER_NAMESPACE = ("--user", "--map-root-user", "--map-auto")
+"""Options of unshare(1) that make this user root over his range of sub-ids."""
+
+
+def as_owner(place: BuildPaths) -> list[str]:
+    """The command line under which this user owns what is in layers; an argv follows."""
+    return ["unshare", *USER_NAMESPACE, "--"] if place.mode == "user" else []
+
+
 def namespaces(mode: str) -> list[str]:
     """The command line that opens the namespaces; a script's argv follows."""
-    user = ["--user", "--map-root-user", "--map-auto"] if mode == "user" else []
+    user = USER_NAMESPACE if mode == "user" else ()
     return [
         "unshare",
         *user,
@@ -137,7 +141,7 @@ def namespaces(mode: str) -> list[str]:
     ]
 
 
-def mountpoint_lines(place: Place) -> list[str]:
+def mountpoint_lines(place: BuildPaths) -> list[str]:
     """Shell lines that make MOUNTPOINT inside the private namespace; the host never sees it."""
     target = place.mountpoint
     quoted = shlex.quote(str(target))
@@ -163,7 +167,7 @@ def mountpoint_lines(place: Place) -> list[str]:
 
 
 def run(
-    place: Place,
+    place: BuildPaths,
     tree: Tree,
     script: str,
     *,
@@ -202,7 +206,7 @@ def run(
 
 
 def _enter(
-    place: Place,
+    place: BuildPaths,
     tree: Tree,
     script: Path,
     variables: Mapping[str, str],
@@ -246,13 +250,18 @@ def _follow(pipe: int, emit: Emit, label: str) -> Outcome:
     return said
 
 
-def remove(place: Place, *paths: Path) -> None:
+def remove(place: BuildPaths, *paths: Path) -> None:
     """Remove trees, also those whose files belong to a sub-id of this user."""
     present = [str(path) for path in paths if os.path.lexists(path)]
     if not present:
         return
-    wrap = ["unshare", "--user", "--map-root-user", "--map-auto", "--"] if place.mode == "user" else []
-    process.run([*wrap, "rm", "-rf", "--one-file-system", "--", *present])
+    process.run([*as_owner(place), "rm", "-rf", "--one-file-system", "--", *present])
+
+
+def disk_usage(place: BuildPaths, path: Path) -> int:
+    """Bytes that a file or tree takes on the disk; 0 for one that went away."""
+    done = process.run([*as_owner(place), "du", "-s", "--block-size=1", "--", str(path)], check=False)
+    return int(done.stdout.split()[0]) if done.stdout.strip() else 0
 
 
 def overlay_works(location: Path, mode: str) -> bool:
@@ -269,6 +278,6 @@ def overlay_works(location: Path, mode: str) -> bool:
             "rm root/f; rm -r root/d; mkdir root/d; test ! -e root/f",
         )
         done = process.run([*namespaces(mode), "bash", "-c", "\n".join(lines)], check=False)
-        place = Place(location, location, mode, True)
+        place = BuildPaths(location, location, mode, True)
         remove(place, *(probe / name for name in ("upper", "work")))
         return done.returncode == 0

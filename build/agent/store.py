@@ -13,14 +13,16 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
 from build.agent import facts
 from build.agent.events import Emit, Failure
-from build.agent.sandbox import Place, Tree
+from build.agent.sandbox import BuildPaths, Tree
 
+ROOT_LOCATION = "/var/lib/images/systemvm"
+"""Where root builds, unless told otherwise."""
 _held: dict[Path, int] = {}
 """Locks live as long as this process: the kernel gives them back, whatever ends it."""
 
@@ -95,28 +97,28 @@ def is_held(file: Path) -> bool:
     return False
 
 
-def path(place: Place, key: str) -> Path:
+def path(place: BuildPaths, key: str) -> Path:
     """Directory of a finished layer."""
     return place.store / key
 
 
-def part(place: Place, key: str) -> Path:
+def part(place: BuildPaths, key: str) -> Path:
     """Directory of a layer in the making."""
     return place.store / f".{key}.part"
 
 
-def has(place: Place, key: str) -> bool:
+def has(place: BuildPaths, key: str) -> bool:
     """Tell whether a layer is finished."""
     return (path(place, key) / "layer.json").is_file()
 
 
-def use(place: Place, key: str) -> None:
-    """Mark a layer as just used; the oldest go first when room is needed."""
+def use(place: BuildPaths, key: str) -> None:
+    """Mark a layer as just used, by its record's time; those not used for longest go first (`inv clean`)."""
     with contextlib.suppress(OSError):
         os.utime(path(place, key) / "layer.json")
 
 
-def record(place: Place, key: str) -> dict[str, Any]:
+def record(place: BuildPaths, key: str) -> dict[str, Any]:
     """What went into a layer; raises Failure if it is gone."""
     try:
         told: dict[str, Any] = json.loads((path(place, key) / "layer.json").read_text(encoding="utf-8"))
@@ -125,7 +127,7 @@ def record(place: Place, key: str) -> dict[str, Any]:
     return told
 
 
-def view(place: Place, chain: list[str]) -> Tree:
+def view(place: BuildPaths, chain: Sequence[str]) -> Tree:
     """The finished tree of a chain of keys (lowest first), read-only."""
     if not place.overlay:
         return Tree(lower=(path(place, chain[-1]) / "tree",))
@@ -134,7 +136,7 @@ def view(place: Place, chain: list[str]) -> Tree:
 
 def every(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Finished layers in a store with their records, the least recently used first."""
-    for entry in sorted(folder.glob("*/layer.json"), key=lambda file: file.stat().st_mtime):
+    for entry in sorted(folder.glob("*/layer.json"), key=lambda file: file.stat().st_mtime_ns):
         with contextlib.suppress(OSError, ValueError):
             yield entry.parent, json.loads(entry.read_text(encoding="utf-8"))
 

@@ -3,11 +3,9 @@
 from __future__ import annotations
 
 import re
+import shlex
 
 from invoke import Exit
-
-VERBS = "attach|build|cancel|clean|doctor|mount|plan|resolve|status|umount"
-"""Verbs that hints name."""
 
 
 class BuildError(Exit):
@@ -21,7 +19,17 @@ class BuildError(Exit):
         self.hint = hint
         super().__init__(f"error: {what}" + (f"\n  hint: {hint}" if hint else ""), code)
 
-    def on(self, host: str) -> BuildError:
-        """The same for work on a remote host, with commands that lead there."""
-        what = self.what if host in self.what else f"{host}: {self.what}"
-        return BuildError(what, re.sub(rf"\binv (?={VERBS})", f"inv -H {host} ", self.hint), self.code)
+    def on(self, host: str, image: str = "") -> BuildError:
+        """The same for work on a host (empty: here) with --image: it names the host, its hint leads there."""
+        what = self.what if not host or host in self.what else f"{host}: {self.what}"
+        return BuildError(what, again(self.hint, host, image), self.code)
+
+
+def again(text: str, host: str, image: str = "") -> str:
+    """A text whose command lines `inv VERB` go to the same host and image definition as what was run.
+
+    In hints, `inv` before a word is a command line.
+    """
+    pairs = (("-H", host), ("--image", image))
+    flags = "".join(f"{flag} {shlex.quote(value)} " for flag, value in pairs if value)
+    return re.sub(r"\binv (?=[a-z])", lambda _: f"inv {flags}", text)

@@ -15,15 +15,15 @@ import queue
 import threading
 import time
 import zlib
-from collections.abc import Callable, Iterator, Mapping
-from dataclasses import dataclass
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from build.agent.send import HEAD
+from build import wire
+from build.agent.verbs.send import HEAD
 from build.engine.errors import BuildError
-from build.engine.host import Host
-from build.engine.session import BEAT, SILENCE
+from build.engine.hosts.host import Host
+from build.engine.hosts.session import BEAT, HEARTBEAT_TIMEOUT
 
 _STEP = 1 << 20
 _ZEROS = bytes(_STEP)
@@ -33,49 +33,38 @@ _AHEAD = 32
 Progress = Callable[[int, int], None]
 
 
-@dataclass(frozen=True)
-class Artifact:
-    """A finished file on the host, and what its manifest says of it."""
-
-    path: str
-    size: int
-    mtime_ns: int
-    sha256: str
-    manifest: Mapping[str, Any]
-
-    @property
-    def name(self) -> str:
-        """File name, the same here."""
-        return os.path.basename(self.path)
-
-    @property
-    def text(self) -> str:
-        """The manifest as it lies beside the file, there and here."""
-        return json.dumps(self.manifest, indent=2, sort_keys=True) + "\n"
+def name(artifact: wire.Sent) -> str:
+    """File name, there and here."""
+    return os.path.basename(artifact.path)
 
 
-def is_here(artifact: Artifact, folder: Path) -> bool:
+def _text(artifact: wire.Sent) -> str:
+    """The manifest as it lies beside the file, there and here."""
+    return json.dumps(artifact.manifest, indent=2, sort_keys=True) + "\n"
+
+
+def is_here(artifact: wire.Sent, folder: Path) -> bool:
     """Whether an earlier run brought this very file, and nobody has touched it since."""
     try:
-        told = (folder / f"{artifact.name}.json").read_text(encoding="utf-8")
-        now = (folder / artifact.name).stat()
+        told = (folder / f"{name(artifact)}.json").read_text(encoding="utf-8")
+        now = (folder / name(artifact)).stat()
     except OSError:
         return False
-    return told == artifact.text and (now.st_size, now.st_mtime_ns) == (artifact.size, artifact.mtime_ns)
+    return told == _text(artifact) and (now.st_size, now.st_mtime_ns) == (artifact.size, artifact.mtime_ns)
 
 
-def fetch(host: Host, artifact: Artifact, folder: Path, progress: Progress) -> None:
+def fetch(host: Host, artifact: wire.Sent, folder: Path, progress: Progress) -> None:
     """Bring the file and its manifest into `folder`; of one that breaks off the next run has what came."""
-    part = folder / f".{artifact.name}.{artifact.sha256[:16]}.part"
+    part = folder / f".{name(artifact)}.{artifact.sha256[:16]}.part"
     try:
         folder.mkdir(parents=True, exist_ok=True)
         with open(part, "a+b", buffering=0) as file:
             _claim(file.fileno(), part)
-            _drop_others(part, artifact.name)
+            _drop_others(part, name(artifact))
             _receive(host, artifact, file.fileno(), progress)
             _publish(artifact, part, folder)
     except (ValueError, zlib.error) as error:
-        raise BuildError(f"what arrives of {artifact.name} is broken: {error}", "run it again") from None
+        raise BuildError(f"what arrives of {name(artifact)} is broken: {error}", "run it again") from None
     except OSError as error:
         raise BuildError(
             f"cannot write {folder}: {error.strerror or error}", "free some space, or name another: --to DIR"
@@ -86,7 +75,7 @@ def _claim(fd: int, part: Path) -> None:
     try:
         fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
-        raise BuildError(f"another inv is fetching to {part}", "wait for it, or use --to DIR") from None
+        raise BuildError(f"another run is fetching to {part}", "wait for it, or use --to DIR") from None
 
 
 def _drop_others(part: Path, name: str) -> None:
@@ -98,7 +87,7 @@ def _drop_others(part: Path, name: str) -> None:
                 other.unlink()
 
 
-def _receive(host: Host, artifact: Artifact, fd: int, progress: Progress) -> None:
+def _receive(host: Host, artifact: wire.Sent, fd: int, progress: Progress) -> None:
     """Fill the part, checking as it grows; a part whose whole is wrong is emptied."""
     have = min(os.fstat(fd).st_size, artifact.size)
     digest = hashlib.sha256()
@@ -113,7 +102,7 @@ def _receive(host: Host, artifact: Artifact, fd: int, progress: Progress) -> Non
     if digest.hexdigest() != artifact.sha256:
         os.ftruncate(fd, 0)
         raise BuildError(
-            f"{artifact.name} arrived with SHA-256 {digest.hexdigest()[:16]}..., "
+            f"{name(artifact)} arrived with SHA-256 {digest.hexdigest()[:16]}..., "
             f"and {artifact.sha256[:16]}... was built",
             "run it again; if it stays so, build again: the file was changed there",
         )
@@ -178,9 +167,9 @@ class Sink:
 def _channel(host: Host, path: str, offset: int) -> Any:
     """Start sending there, and beat until the channel is closed."""
     channel = host.pipe(f"exec {host.agent_command('send')}")
-    channel.settimeout(SILENCE)
+    channel.settimeout(HEARTBEAT_TIMEOUT)
     request = json.dumps({"path": path, "offset": offset})
-    channel.sendall(f"{host.introduction}{request}\n".encode())
+    channel.sendall(f"{host.stdin_preamble}{request}\n".encode())
     threading.Thread(target=_beat, args=(channel,), daemon=True).start()
     return channel
 
@@ -200,7 +189,7 @@ def _frames(channel: Any, host: Host) -> Iterator[tuple[int, int, bytes]]:
             offset, plain, packed = HEAD.unpack(_exactly(channel, HEAD.size))
             yield offset, plain, _exactly(channel, packed)
     except (OSError, EOFError) as error:
-        told = str(error) or f"no byte came for {SILENCE:.0f} s"
+        told = str(error) or f"no byte came for {HEARTBEAT_TIMEOUT:.0f} s"
         raise BuildError(
             f"fetching from {host.name} broke off: {told}", "run it again: it goes on from where it was"
         ) from None
@@ -213,19 +202,33 @@ def _exactly(channel: Any, size: int) -> bytes:
         chunk = channel.recv(min(size, _STEP))
         if not chunk:
             said = channel.recv_stderr(1 << 16).decode("utf-8", errors="replace").strip().splitlines()
-            raise EOFError(said[-1] if said else "the connection is gone")
+            raise EOFError(said[-1] if said else "the connection was lost")
         chunks.append(chunk)
         size -= len(chunk)
     return b"".join(chunks)
 
 
-def _publish(artifact: Artifact, part: Path, folder: Path) -> None:
+def _publish(artifact: wire.Sent, part: Path, folder: Path) -> None:
     """Name the file when it is whole, then its manifest."""
-    manifest = folder / f"{artifact.name}.json"
+    manifest = folder / f"{name(artifact)}.json"
     aside = part.with_suffix(".json")
     manifest.unlink(missing_ok=True)
     os.utime(part, ns=(artifact.mtime_ns, artifact.mtime_ns))
-    os.replace(part, folder / artifact.name)
-    (folder / f"{artifact.name}.sha256").write_text(f"{artifact.sha256}  {artifact.name}\n", encoding="ascii")
-    aside.write_text(artifact.text, encoding="utf-8")
+    os.replace(part, folder / name(artifact))
+    (folder / f"{name(artifact)}.sha256").write_text(
+        f"{artifact.sha256}  {name(artifact)}\n", encoding="ascii"
+    )
+    aside.write_text(_text(artifact), encoding="utf-8")
     os.replace(aside, manifest)
+
+
+def put(path: Path, text: str) -> None:
+    """Write a small file in one go."""
+    aside = path.with_name(f".{path.name}.part")
+    try:
+        aside.write_text(text, encoding="utf-8")
+        os.replace(aside, path)
+    except OSError as error:
+        raise BuildError(
+            f"cannot write {path}: {error.strerror or error}", "free some space, or name another: --to DIR"
+        ) from None

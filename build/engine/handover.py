@@ -26,7 +26,7 @@ def hand_over() -> None:
         return
     launcher = str(ROOT / "inv")
     if MARK in os.environ:
-        sys.exit(f"error: this inv is not of the checkout's .venv\n  hint: run {launcher}")
+        sys.exit(f"error: this `inv` is not of the checkout's .venv\n  hint: run {launcher}")
     os.environ[MARK] = "yes"
     sys.stdout.flush()
     os.execv("/bin/sh", ["sh", launcher, *sys.argv[1:]])

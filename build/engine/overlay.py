@@ -12,12 +12,7 @@ from pathlib import Path
 from build.engine.errors import BuildError
 from build.engine.plan import File
 
-TOOL = Path(__file__).parent.parent / "tools" / "lay.py"
-LAY = """\
-"$PYTHON" -I "$FILES/lay.py" "$ROOT" "$FILES/tree" "$FILES/table.json" 2>"$WORK/lay" ||
-    fail "$(cat "$WORK/lay")" "change the overlay so that it fits the tree"
-"""
-"""The lines of a step's script that lay what `step_files` holds."""
+PROGRAM = Path(__file__).parents[1] / "tools" / "apply_overlay.py"
 
 NOT_IN_AN_IMAGE = ("dev", "proc", "run", "sys", "tmp")
 """Mounted over when the image runs; what lies below would never be seen."""
@@ -73,18 +68,18 @@ def _entry(path: Path, inside: str, modes: Mapping[str, int]) -> Entry:
         raise BuildError(f"cannot read {str(path)!r}: {error.strerror}", "make it readable") from None
 
 
-def text(content: str, mode: int = 0o644) -> Entry:
+def text_file(content: str, mode: int = 0o644) -> Entry:
     """A text file."""
     return Entry(content=content.encode(), mode=mode)
 
 
 def step_files(entries: Mapping[str, Entry]) -> dict[str, File]:
-    """The files of a step that lays these entries with LAY, in their order."""
+    """The files of a step whose script calls `apply_overlay`: these entries, in their order."""
     contents = {
         f"tree/{path}": File(entry.content) for path, entry in entries.items() if entry.content is not None
     }
     table = json.dumps([_row(path, entry) for path, entry in entries.items()], indent=1)
-    return {"lay.py": File(TOOL.read_bytes()), "table.json": File(table.encode()), **contents}
+    return {PROGRAM.name: File(PROGRAM.read_bytes()), "table.json": File(table.encode()), **contents}
 
 
 def _row(path: str, entry: Entry) -> dict[str, object]:

@@ -6,23 +6,21 @@ Tasks call this and nothing else. Planning is pure; every effect is a call of th
 from __future__ import annotations
 
 import hashlib
-import importlib
 import os
-from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
-from build import STEPS
-from build.engine import plan, prompt, remote, script, settings
+from build import disk, wire
+from build.engine import plan, prompt, recipe, remote, script, settings
 from build.engine.console import Console, size
-from build.engine.errors import BuildError
-from build.engine.host import CHECKOUT, Host
+from build.engine.errors import BuildError, again
+from build.engine.hosts.host import CHECKOUT, Host
+from build.engine.hosts.session import Event, encode
 from build.engine.password import crypt
 from build.engine.plan import Layer, Step
 from build.engine.resolution import Resolution
-from build.engine.session import Event, encode
 
 DEFINITION = CHECKOUT / "config" / "systemvm.yaml"
 UNPACKED = 4.5
@@ -42,7 +40,7 @@ def of(context: remote.HostContext) -> Build:
     return build
 
 
-def depart(context: remote.HostContext) -> None:
+def submit_detached(context: remote.HostContext) -> None:
     """Leave to the host what the verbs of a line with --detach have asked for; raises BuildError."""
     build: Build | None = context.state.get("build")
     if build is None or not build.orders:
@@ -50,27 +48,19 @@ def depart(context: remote.HostContext) -> None:
             "there is nothing to leave to the host", "--detach goes with build, disk and convert"
         )
     orders = [
-        {**asdict(order), "request": {**order.request, **build.host.outfit(order.verb)}}
-        for order in build.orders
+        {
+            "verb": request.verb,
+            "name": name,
+            "request": {**wire.dump(request), **build.host.ensure_compressors(request.verb)},
+        }
+        for name, request in build.orders
     ]
-    build.host.call(
-        "job",
-        build.follow,
-        action="start",
-        place=build.site["place"],
-        what=f"inv {build.settings.imagename}",
-        orders=orders,
-    )
-    build.console.line("it goes on without us: inv status, inv attach, inv cancel")
+    request = wire.Job(build.site.place, "start", f"inv {build.settings.imagename}", tuple(orders))
+    build.host.ask(request, build.follow)
+    build.console.line(build.again("it goes on without us: inv status, inv attach, inv cancel"))
 
 
-@dataclass(frozen=True)
-class Order:
-    """Something for the agent to do, and what it is called where it is told about."""
-
-    verb: str
-    name: str
-    request: dict[str, Any]
+Result = TypeVar("Result")
 
 
 class Build:
@@ -80,38 +70,41 @@ class Build:
         self.host = host
         self.flags = flags
         self.console = console
-        self.orders: list[Order] = []
+        self.orders: list[tuple[str, wire.Request[Any]]] = []
         """What is to be done without us (--detach)."""
         self._told: set[str] = set()
 
-    def order(self, verb: str, name: str, **request: Any) -> Any:
-        """Have the agent do something, now or without us, and show what came of it; answers that."""
-        order = Order(verb, name, request)
-        if self.flags.detach:
-            self.orders.append(order)
-            return {}
-        answer = self.host.call(verb, self.follow, **request)
-        self.show(verb, name, answer)
-        return answer
+    def again(self, text: str) -> str:
+        """A text whose command lines `inv VERB` go to this build's host and image definition."""
+        return again(text, self.host.name, self.flags.image)
 
-    def show(self, verb: str, name: str, answer: Any) -> None:
+    def order(self, name: str, request: wire.Request[Result]) -> Result | None:
+        """Have the agent do something, now or without us (None), and show by a name what came of it."""
+        if self.flags.detach:
+            self.orders.append((name, request))
+            return None
+        result = self.host.ask(request, self.follow)
+        self.show(name, result)
+        return result
+
+    def show(self, name: str, result: Any) -> None:
         """Print the line or lines of a finished order."""
         self.console.done()
-        match verb:
-            case "fetch":
-                if answer.get("bytes"):
-                    self.console.note(f"fetched {size(answer['bytes'])} of packages")
-            case "layer":
-                self.console.step(answer["state"], name, answer["seconds"])
-            case "disk":
-                self.console.step(answer["state"], name, answer["seconds"], answer["image"])
-            case "convert":
-                for file in answer["files"]:
+        match result:
+            case wire.Fetched(bytes=fetched):
+                if fetched:
+                    self.console.note(f"fetched {size(fetched)} of packages")
+            case wire.Built(state, seconds):
+                self.console.step(state, name, seconds)
+            case wire.Disk(state, seconds, image):
+                self.console.step(state, name, seconds, image)
+            case wire.Converted(files=files):
+                for file in files:
                     made = f"{file['file']}  {size(file['size'])}"
                     self.console.step(file["state"], file["format"], file["seconds"], made)
-            case "clean":
-                if rows := answer["removed"]:
-                    dropped = size(sum(row["bytes"] for row in rows))
+            case wire.Cleaned(removed=rows):
+                if rows:
+                    dropped = size(sum(row.bytes for row in rows))
                     self.console.note(f"dropped {len(rows)} old layers, {dropped}")
 
     @cached_property
@@ -133,29 +126,27 @@ class Build:
         return {"password-hash": crypt(self.settings.password.get_secret_value(), self.settings.imagename)}
 
     @cached_property
-    def site(self) -> dict[str, Any]:
-        """Where this host builds, proved: `place`, `image`, `facts`, `digests`."""
+    def site(self) -> wire.Located:
+        """Where this host builds, proved."""
         return self._locate(create=True)
 
     @cached_property
-    def prospect(self) -> dict[str, Any]:
+    def prospect(self) -> wire.Located:
         """The same without touching anything: for verbs that only look."""
         return self._locate(create=False)
 
-    def _locate(self, create: bool) -> dict[str, Any]:
+    def _locate(self, create: bool) -> wire.Located:
         wanted = self.settings
-        answer: dict[str, Any] = self.host.call(
-            "location",
-            self.follow,
+        request = wire.Location(
             location=wanted.location,
             mountpoint=wanted.mountpoint,
             imageloc=wanted.imageloc,
             imagename=wanted.imagename,
-            keep_visible=[] if self.host.remote else [str(CHECKOUT)],
-            secrets=self._secrets,
             create=create,
+            keep_visible=() if self.host.remote else (str(CHECKOUT),),
+            secrets=self._secrets,
         )
-        return answer
+        return self.host.ask(request, self.follow)
 
     @cached_property
     def resolution(self) -> Resolution:
@@ -169,39 +160,34 @@ class Build:
         except BuildError:
             return None
 
-    def _resolve(self, site: dict[str, Any], frozen: bool) -> Resolution:
+    def _resolve(self, site: wire.Located, frozen: bool) -> Resolution:
         wanted = self.settings
-        answer = self.host.call(
-            "resolve",
-            self.follow,
+        request = wire.Resolve(
             suite=wanted.suite,
             arch=wanted.arch,
-            components=list(wanted.components),
+            components=tuple(wanted.components),
             mirror=wanted.debian_mirror,
             security_mirror=wanted.security_mirror,
             security=wanted.security,
             keyring=wanted.keyring,
             apt_proxy=wanted.apt_proxy,
-            packages=list(wanted.package_list),
-            store=f"{site['place']['location']}/resolutions",
+            packages=tuple(wanted.package_list),
+            store=f"{site.place.location}/resolutions",
             frozen=frozen,
         )
+        answer = self.host.ask(request, self.follow)
         self.console.done()
         return Resolution.from_json(answer)
 
-    def steps(self, resolution: Resolution) -> list[Step]:
-        """The recipe for these settings and this resolution."""
-        return [importlib.import_module(f"build.{name}").step(self.loaded, resolution) for name in STEPS]
-
-    def plan(self, resolution: Resolution, site: dict[str, Any]) -> list[Layer]:
+    def plan(self, resolution: Resolution, digests: Mapping[str, str]) -> list[Layer]:
         """Chain the steps into layers; pure."""
         salt = f"{script.HEADER}{resolution.epoch}"
-        return plan.layers(self.steps(resolution), salt, site["digests"])
+        return plan.layers(recipe.steps(self.loaded, resolution), salt, digests)
 
     @cached_property
     def layers(self) -> list[Layer]:
         """The layers of this build."""
-        return self.plan(self.resolution, self.site)
+        return self.plan(self.resolution, self.site.digests)
 
     def layer(self, name: str, layers: Sequence[Layer] | None = None) -> Layer:
         """The layer of a step by the step's name; raises BuildError that names the known ones."""
@@ -210,20 +196,22 @@ class Build:
             raise BuildError(f"no step {name!r}", f"steps: {', '.join(known)}")
         return known[name]
 
-    def present(self, layers: Sequence[Layer], site: dict[str, Any]) -> set[str]:
-        """Keys of these layers that are in the host's cache."""
-        return set(self.host.call("cached", place=site["place"], keys=[layer.key for layer in layers]))
+    def present(self, layers: Sequence[Layer], site: wire.Located, use: bool = False) -> set[str]:
+        """Keys of these layers that are in the host's cache; with `use` these count as just used."""
+        keys = tuple(layer.key for layer in layers)
+        found: tuple[str, ...] = self.host.ask(wire.Cached(site.place, keys, use))
+        return set(found)
 
     def mount(self) -> None:
         """Prove the host: the sandbox opens and a tree can be mounted at MOUNTPOINT in it."""
-        mounted = self.host.call("mount", self.follow, place=self.site["place"], chain=[])
-        self.console.line(f"{self.console.paint('ok', 'mount  ')} {mounted['mounted']}")
+        seen = self.host.ask(wire.Mount(self.site.place), self.follow)
+        self.console.line(f"{self.console.paint('ok', 'mount  ')} {seen.mounted}")
 
     def ensure(self, name: str) -> Layer:
         """Bring the layer of this step into the cache, with all it stands on."""
         wanted = self.layer(name)
         chain = self.layers[: len(wanted.chain)]
-        present = self.present(chain, self.site)
+        present = self.present(chain, self.site, use=True)
         for layer in chain:
             if layer.key in self._told:
                 continue
@@ -231,80 +219,74 @@ class Build:
                 self.console.step("cached", layer.step.name, 0.0)
             else:
                 self._make(layer)
+            if layer.step.remark:
+                self.console.note(layer.step.remark)
             self._told.add(layer.key)
         return wanted
 
     def _make(self, layer: Layer) -> None:
         if layer.step.bootstrap:
             self._fetch()
-        self.order(
-            "layer",
-            layer.step.name,
-            place=self.site["place"],
+        request = wire.Layer(
+            place=self.site.place,
             key=layer.key,
-            below=list(layer.parents),
+            below=tuple(layer.parents),
             step=layer.step.name,
             script=script.render(layer.step.script),
             files=encode(layer.step.files),
-            secrets={name: self._secrets[name] for name in layer.step.secrets},
             bootstrap=layer.step.bootstrap,
             expected_bytes=int(UNPACKED * sum(package.size for package in self.resolution.packages)),
             epoch=self.resolution.epoch,
-            variables=self._variables(),
             record=record(layer),
+            secrets={name: self._secrets[name] for name in layer.step.secrets},
+            variables={"DEBS": self._debs},
             what=f"inv {layer.step.name}",
         )
+        self.order(layer.step.name, request)
 
-    def _variables(self) -> dict[str, str]:
-        return {"DEBS": f"{self.site['place']['location']}/debs"}
+    @property
+    def _debs(self) -> str:
+        return f"{self.site.place.location}/debs"
 
     def _fetch(self) -> None:
-        self.order(
-            "fetch",
-            "packages",
-            packages=[package.__dict__ for package in self.resolution.packages],
-            debs=f"{self.site['place']['location']}/debs",
-            apt_proxy=self.settings.apt_proxy,
-        )
+        packages = tuple(package.__dict__ for package in self.resolution.packages)
+        self.order("packages", wire.Fetch(packages, self._debs, self.settings.apt_proxy))
 
     @cached_property
     def disk_step(self) -> Step:
         """How the raw disk is assembled."""
-        step: Step = importlib.import_module("build.disk").step(self.loaded, self.resolution)
-        return step
+        return disk.step(self.loaded, self.resolution)
 
-    def disk(self) -> dict[str, Any]:
-        """Bring the raw image to IMAGELOC, once; answers its manifest, which is empty with --detach."""
+    def disk(self) -> wire.Disk | None:
+        """Bring the raw image to IMAGELOC, once; None with --detach."""
         return self._disk
 
     @cached_property
-    def _disk(self) -> dict[str, Any]:
+    def _disk(self) -> wire.Disk | None:
         top = self.ensure(self.layers[-1].step.name)
         step = self.disk_step
-        answer = self.order(
-            "disk",
-            "disk",
-            place=self.site["place"],
-            image=self.site["image"],
+        request = wire.Assemble(
+            place=self.site.place,
+            image=self.site.image,
             key=disk_key(top, step),
             seed=self._seed(),
-            chain=list(top.chain),
+            chain=tuple(top.chain),
             script=script.render(step.script),
             files=encode(step.files),
             epoch=self.resolution.epoch,
             manifest=self._manifest(top),
             what="inv disk",
         )
+        made = self.order("disk", request)
         self._limit_cache()
-        manifest: dict[str, Any] = answer.get("manifest", {})
-        return manifest
+        return made
 
     def _seed(self) -> str:
         """What every identifier of the disk is derived from (hex): all inputs but the secrets.
 
         A secret's digest is keyed by LOCATION, and the same inputs must give the same bytes everywhere.
         """
-        public = self.plan(self.resolution, {"digests": {}})[-1].key
+        public = self.plan(self.resolution, {})[-1].key
         return hashlib.sha256(f"{self.settings.imagename} {public}".encode()).hexdigest()
 
     def _manifest(self, top: Layer) -> dict[str, Any]:
@@ -322,16 +304,9 @@ class Build:
         }
 
     def _limit_cache(self) -> None:
-        reach = [layer.key for layer in self.layers]
-        self.order(
-            "clean",
-            "cache",
-            place=self.site["place"],
-            image=self.site["image"],
-            what="limit",
-            reach=reach,
-            bytes=self.settings.cache_limit * GIB,
-        )
+        reach = tuple(layer.key for layer in self.layers)
+        limit = self.settings.cache_limit * GIB
+        self.order("cache", wire.Clean(self.site.place, self.site.image, "limit", reach, limit))
 
     def follow(self, event: Event) -> None:
         """Show what the agent says while it works."""

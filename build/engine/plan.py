@@ -34,6 +34,8 @@ class Step:
     secrets: tuple[str, ...] = ()
     bootstrap: bool = False
     """The lowest layer: built in a plain directory (in memory when there is plenty), not on an overlay."""
+    remark: str = ""
+    """What the user is told whenever the layer is there, built or cached; no part of what runs."""
 
 
 @dataclass(frozen=True)
@@ -66,10 +68,12 @@ def digest(step: Step, secrets: Mapping[str, str]) -> str:
     return hashed.hexdigest()
 
 
-def layers(steps: Iterable[Step], salt: str = "", secrets: Mapping[str, str] | None = None) -> list[Layer]:
-    """Chain steps into layers; `salt` is what all of them share (the header every script runs under)."""
+def layers(
+    steps: Iterable[Step], common_prefix: str = "", secrets: Mapping[str, str] | None = None
+) -> list[Layer]:
+    """Chain steps into layers; `common_prefix` is the header that every script runs under."""
     planned: list[Layer] = []
-    below = hashlib.sha256(salt.encode()).hexdigest()
+    below = hashlib.sha256(common_prefix.encode()).hexdigest()
     for step in steps:
         below = hashlib.sha256(f"{below} {digest(step, secrets or {})}".encode()).hexdigest()
         planned.append(Layer(step, f"{step.name}-{below[:16]}", tuple(layer.key for layer in planned)))

@@ -8,11 +8,10 @@ Limit: a bare `inv --help` exits before tasks.py is loaded and does not list the
 from __future__ import annotations
 
 import copy
-import importlib
 import logging
 import os
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
@@ -21,8 +20,8 @@ from invoke import Argument, Call, Config, Context, Executor, Exit, Program
 
 from build.engine.console import Console
 from build.engine.errors import BuildError
-from build.engine.host import Host
-from build.engine.ssh import connect, is_cut
+from build.engine.hosts.host import Host
+from build.engine.hosts.ssh import connect, is_cut
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it (128 + SIGINT)."""
@@ -81,8 +80,12 @@ class Repeatable(Argument):
         self._value = list(self._seen)
 
 
-def teach(program: Program) -> None:
-    """Give the running `inv` our core flags, then let it read its command line once more."""
+def register_flags(program: Program, submit_detached: Callable[[HostContext], None]) -> None:
+    """Give the running `inv` our core flags, then let it read its command line once more.
+
+    With --detach, what the verbs asked for is left to the host by `submit_detached`.
+    """
+    HostExecutor.submit_detached = staticmethod(submit_detached)
     if not program.argv or "hosts" in program.args:
         return  # imported by a test or by `fab`: no `inv` to teach
     stock = program.core_args
@@ -98,12 +101,12 @@ def teach(program: Program) -> None:
         ]
 
     program.core_args = core_args
-    program.parse_core(unglue(program.argv))
+    program.parse_core(split_short_flags(program.argv))
     # Invoke's own account of every call is not what --debug is for here.
     logging.getLogger("invoke").setLevel(logging.WARNING)
 
 
-def unglue(argv: Sequence[str]) -> list[str]:
+def split_short_flags(argv: Sequence[str]) -> list[str]:
     """Write `-Hhost` as `-H host`: behind a verb Invoke would take its letters for flags of their own."""
     end = argv.index("--") if "--" in argv else len(argv)
     apart = (["-H", word[2:]] if word.startswith("-H") and len(word) > 2 else [word] for word in argv[:end])
@@ -148,6 +151,7 @@ class HostExecutor(Executor):
 
     context: HostContext | None = None
     stopped = False
+    submit_detached: Callable[[HostContext], None]
 
     def execute(self, *tasks: Any) -> Any:
         """Run the tasks on the host, or side by side on several: one that fails does not stop the others."""
@@ -165,7 +169,8 @@ class HostExecutor(Executor):
             raise Exit(code=141) from None
 
     def _on(self, name: str, tasks: Any) -> Any:
-        """Run the tasks on one host; errors name it if it is not this machine."""
+        """Run the tasks on one host; errors name it if it is not this machine, and hints lead there."""
+        flags = Flags()
         try:
             flags = read_flags(self.core, name)
             with connect(name, self.config) as inner:
@@ -176,13 +181,13 @@ class HostExecutor(Executor):
                 try:
                     results = super().execute(*tasks)
                     if flags.detach:
-                        importlib.import_module("build.engine.pipeline").depart(self.context)
+                        self.submit_detached(self.context)
                     return results
                 finally:
                     self.context = None
                     host.close()
         except BuildError as error:
-            raise (error.on(name) if name else error) from None
+            raise error.on(name, flags.image) from None
         except Exception as error:
             if not name or not is_cut(error):
                 raise
@@ -264,7 +269,7 @@ def read_flags(core: Any, host: str = "") -> Flags:
     hosts = tuple(dict.fromkeys(name for name in names if name))
     if "hosts" in args and args["hosts"].value is not None and not hosts:
         raise BuildError("-H names no host", "write -H HOST")
-    image, overrides, formats = (meant(given(name, ()), hosts, host) for name, _ in REPEATABLE)
+    image, overrides, formats = (values_for_host(given(name, ()), hosts, host) for name, _ in REPEATABLE)
     return Flags(
         hosts,
         image[-1] if image else "",
@@ -281,7 +286,7 @@ def read_flags(core: Any, host: str = "") -> Flags:
     )
 
 
-def meant(values: Iterable[str], hosts: Sequence[str], host: str) -> tuple[str, ...]:
+def values_for_host(values: Iterable[str], hosts: Sequence[str], host: str) -> tuple[str, ...]:
     """Of values that may begin with `HOST:`, those for this host, without it; its own last: they beat."""
     everybodys, own = [], []
     for value in dict.fromkeys(values):

@@ -15,7 +15,7 @@ from typing import Any
 from jinja2 import Environment, StrictUndefined, TemplateError
 
 
-class Refused(ValueError):
+class InvalidValue(ValueError):
     """A value that would change the meaning of the text it is put into."""
 
 
@@ -23,7 +23,7 @@ def word(value: object) -> str:
     """Let one bare word through: no blanks, quotes, braces or comment signs can reach a daemon's parser."""
     text = str(value)
     if not text or not text.isascii() or not text.isprintable() or set(text) & set(" \"'{}#!\\;$~@"):
-        raise Refused(f"{text!r} is not one plain word")
+        raise InvalidValue(f"{text!r} is not one plain word")
     return text
 
 
@@ -31,14 +31,14 @@ def quoted(value: object) -> str:
     """Let a line of text through that is safe between double quotes."""
     text = str(value)
     if not text or not text.isascii() or not text.isprintable() or set(text) & set('"\\$~@'):
-        raise Refused(f"{text!r} cannot stand between double quotes")
+        raise InvalidValue(f"{text!r} cannot stand between double quotes")
     return f'"{text}"'
 
 
 def render(template: str, values: Mapping[str, Any]) -> str:
     """Fill a template; a name without a value is an error.
 
-    Raises jinja2.TemplateError for a bad template or a missing name, Refused for a value a filter turns down.
+    Raises jinja2.TemplateError for a bad template or a missing name, InvalidValue for what a filter refuses.
     """
     environment = Environment(
         undefined=StrictUndefined,

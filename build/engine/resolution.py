@@ -6,6 +6,8 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
+from build import debian
+
 
 @dataclass(frozen=True)
 class Package:
@@ -25,7 +27,7 @@ class Package:
     @property
     def filename(self) -> str:
         """Name of the .deb in the cache."""
-        return f"{self.name}_{self.version.replace(':', '%3a')}_{self.arch}.deb"
+        return debian.deb(self.name, self.version, self.arch)
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import random
 import signal
 import sys
 from collections.abc import Mapping, Sequence
@@ -11,6 +12,8 @@ from typing import NamedTuple
 from build.engine.errors import BuildError
 
 RINGS = ("unit", "golden", "root", "boot", "remote")
+SOAK = "soak"
+"""Long cases of all rings, which a run of all leaves out."""
 PRIVILEGED = ("root", "remote")
 """Rings whose tests make users, namespaces and mounts."""
 NOTHING_RAN = 5
@@ -39,7 +42,37 @@ class Part(NamedTuple):
     sudo: bool
 
 
-def parts(ring: str, name: str, uid: int, cores: int, env: Mapping[str, str] = os.environ) -> list[Part]:
+class Slice(NamedTuple):
+    """What of the soak ring is played, and from which seed; 0 seconds: all of it."""
+
+    seconds: int = 0
+    seed: int = 0
+
+    @property
+    def flags(self) -> str:
+        """The flags of `./inv test` that play it again."""
+        return f"--seconds {self.seconds} --seed {self.seed}" if self.seconds else f"--seed {self.seed}"
+
+
+ALL = Slice()
+
+
+def slice_for(ring: str, seconds: str, seed: str) -> Slice:
+    """Return what the flags ask for, with a seed of its own where none is given; raises BuildError."""
+    for flag, text in (("--seconds", seconds), ("--seed", seed)):
+        if text and (ring != SOAK or not (text.isascii() and text.isdigit())):
+            raise BuildError(f"{flag} {text!r} is not for this", f"write --ring {SOAK} {flag} 180")
+    return Slice(int(seconds or 0), int(seed) if seed else random.SystemRandom().randrange(1 << 16))
+
+
+def parts(
+    ring: str,
+    name: str,
+    uid: int,
+    cores: int,
+    env: Mapping[str, str] = os.environ,
+    soak: Slice = ALL,
+) -> list[Part]:
     """Command lines for a ring, or all; an ordinary user's begin with the rings that need root.
 
     Sudo forgets a password after some minutes: behind the other rings it would ask when nobody looks.
@@ -47,7 +80,9 @@ def parts(ring: str, name: str, uid: int, cores: int, env: Mapping[str, str] = o
     # Guests wait, too: one test more than there are cores keeps them all busy.
     workers = ["-n", str(min(cores, 4) + 1), "--dist", "worksteal", "--durations=25"]
     line = [sys.executable, "-B", "-m", "pytest", *workers, *(("-k", name) if name else ())]
-    asked = (ring,) if ring else RINGS
+    line += ["-m", SOAK, f"--soak-seed={soak.seed}"] if ring == SOAK else ["-m", f"not {SOAK}"]
+    line += [f"--soak-seconds={soak.seconds}"] if ring == SOAK and soak.seconds else []
+    asked = (ring,) if ring in RINGS else RINGS
     privileged = tuple(one for one in asked if one in PRIVILEGED and uid != 0)
     own = tuple(one for one in asked if one not in privileged)
     # Chosen by mark, tests of the other rings would be read, too, and Hypothesis keep, as root, what it saw.

@@ -1,68 +1,59 @@
-"""The header every step runs under: bash's strict mode, a clean environment, and four functions."""
+"""What bash runs for a step: the header of all steps, the step's parameters, the script in its folder."""
 
 from __future__ import annotations
 
-HEADER = r"""#!/bin/bash
-set -Eeuo pipefail
-shopt -s inherit_errexit
-umask 022
-export PATH=/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin
-export LC_ALL=C.UTF-8 TZ=UTC DEBIAN_FRONTEND=noninteractive DEBCONF_NONINTERACTIVE_SEEN=true HOME=/root
-trap 'tell error "$?" "$BASH_COMMAND"' ERR
+from collections.abc import Iterable
+from pathlib import Path
 
-# Lines for the builder go to descriptor 3; everything else is log.
-tell() {
-    local IFS=$'\t' line
-    line="$*"
-    printf '%s\n' "${line//$'\n'/ }" >&3
-}
+from build.engine.plan import File
+from build.engine.shell import quote
 
-# progress LABEL DONE TOTAL
-progress() { tell progress "$1" "$2" "$3"; }
+HEADER = Path(__file__).with_name("header.bash").read_text(encoding="utf-8")
+"""Bash's strict mode, a clean environment, and five functions. Part of every key: it is part of what runs.
 
-# note TEXT: a line for the user
-note() { tell note "$1"; }
-
-# fail MESSAGE [HINT]
-fail() {
-    trap - ERR
-    tell fail "$1" "${2:-}"
-    exit 1
-}
-
-# in_tree COMMAND [ARGUMENT...]: run a command in the tree, in mounts and processes of its own
-in_tree() {
-    # shellcheck disable=SC2016  # expanded by the inner bash
-    unshare --mount --pid --fork --kill-child --propagation private bash -euc '
-        mount -t proc proc "$ROOT/proc"
-        mount --rbind /sys "$ROOT/sys"
-        mount -t tmpfs -o mode=755 tmpfs "$ROOT/dev"
-        for node in null zero full random urandom tty; do
-            : >"$ROOT/dev/$node"
-            mount --bind "/dev/$node" "$ROOT/dev/$node"
-        done
-        mkdir "$ROOT/dev/pts" "$ROOT/dev/shm"
-        mount -t devpts -o newinstance,ptmxmode=0666,mode=620 devpts "$ROOT/dev/pts"
-        ln -s pts/ptmx "$ROOT/dev/ptmx"
-        ln -s /proc/self/fd "$ROOT/dev/fd"
-        ln -s /proc/self/fd/0 "$ROOT/dev/stdin"
-        ln -s /proc/self/fd/1 "$ROOT/dev/stdout"
-        ln -s /proc/self/fd/2 "$ROOT/dev/stderr"
-        for folder in run tmp; do
-            mount -t tmpfs -o mode=1777 tmpfs "$ROOT/$folder"
-        done
-        chmod 755 "$ROOT/run"
-        mkdir "$ROOT/run/lock"
-        unset TMPDIR # a folder of the host
-        cd /
-        exec chroot "$ROOT" "$@"
-    ' in_tree "$@" </dev/null 3>&-
-}
+Variables set before it: ROOT FILES WORK TMPDIR SECRETS PYTHON MODE SOURCE_DATE_EPOCH (and DEBS, OUT, SEED
+where a step has them).
 """
-"""Variables set before it: ROOT FILES WORK TMPDIR SECRETS PYTHON MODE SOURCE_DATE_EPOCH (and DEBS, OUT, SEED
-where a step has them). Part of every key, because it is part of what runs."""
+SHARED = Path(__file__).parents[1] / "tools"
+"""Programs that several steps run."""
+LIBRARY = Path(__file__).parents[1] / "debian.py"
+"""What programs import of ours; it lies beside them."""
+WIDTH = 100
+"""Characters of a list of words that stands on one line."""
+
+Parameter = str | int | bool | Iterable[str]
 
 
 def render(script: str) -> str:
     """Put the header before a step's script."""
     return f"{HEADER}\n{script}"
+
+
+def of(module: str, **parameters: Parameter) -> str:
+    """Return `script.bash` beside a step's module, its parameters set before it, in capitals.
+
+    Text and numbers become `NAME=value`, true and false `yes` and nothing, lists `NAME=(a b)`.
+    """
+    head = "".join(f"{name.upper()}={_value(value)}\n" for name, value in parameters.items())
+    return head + Path(module).with_name("script.bash").read_text(encoding="utf-8")
+
+
+def _value(value: Parameter) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else ""
+    if isinstance(value, str | int):
+        return quote(str(value)) if value != "" else ""
+    rows = [quote(word) for word in value]
+    if len(" ".join(rows)) <= WIDTH:
+        return f"({' '.join(rows)})"
+    return "".join(["(\n", *(f"    {row}\n" for row in rows), ")"])
+
+
+def programs(module: str, *shared: str) -> dict[str, File]:
+    """Return the programs beside a step's module and those named of build/tools, with what they import."""
+    own = sorted(path for path in Path(module).parent.glob("*.py") if path.name != "__init__.py")
+    paths = (*own, *(SHARED / name for name in shared))
+    found = {path.name: File(path.read_bytes()) for path in paths}
+    if any(b"from build import debian" in file.content for file in found.values()):
+        found |= {"build/__init__.py": File(b""), "build/debian.py": File(LIBRARY.read_bytes())}
+    return found

@@ -25,7 +25,7 @@ from pydantic import (
     model_validator,
 )
 
-from build.engine import sources
+from build.engine import cloudstack, sources
 from build.engine.errors import BuildError
 from build.engine.options import Options, Ovf, Qcow2
 from build.engine.sources import Given
@@ -133,6 +133,9 @@ class Settings(Part):
     """Keyring file on the build host that signs the mirror; empty means Debian's own."""
     minimize: bool = True
     cloudstack_release: str = ""
+    """Release of CloudStack that starts the image, N.N.N or N.N.N.N; empty for an image that none does."""
+    download_url: str = f"file://{cloudstack.TEMPLATES}"
+    """Folder that the artifacts are served from; metadata.ini and `inv register` name it."""
     suite: Suite = "bookworm"
     arch: Arch = "amd64"
     firmware: tuple[Literal["bios", "uefi"], ...] = ()
@@ -151,7 +154,7 @@ class Settings(Part):
     services: Services = Services()
     formats: tuple[str, ...] = ()
     names: Mapping[str, str] = Field(default_factory=dict)
-    """File name of each format's artifact; `{release}`, `{arch}` and `{imagename}` are filled in."""
+    """File name of each format's artifact; fields such as `{template}` and `{arch}` are filled in."""
     qcow2: Qcow2 = Qcow2()
     ovf: Ovf = Ovf()
     vrrp: Vrrp = Vrrp()
@@ -183,13 +186,20 @@ class Settings(Part):
             raise ValueError("a path with ':', ',', a backslash or a newline cannot be mounted")
         return value.rstrip("/")
 
-    @field_validator("debian_mirror", "security_mirror", "apt_proxy", "image_mirror")
+    @field_validator("cloudstack_release")
+    @classmethod
+    def _check_release(cls, value: str) -> str:
+        if value:
+            cloudstack.parse(value)
+        return value
+
+    @field_validator("debian_mirror", "security_mirror", "apt_proxy", "image_mirror", "download_url")
     @classmethod
     def _check_url(cls, value: str, info: ValidationInfo) -> str:
         schemes = [
             "http",
             "https",
-            *(["file"] if info.field_name in ("debian_mirror", "security_mirror") else []),
+            *(["file"] if info.field_name not in ("apt_proxy", "image_mirror") else []),
         ]
         if value and not re.fullmatch(rf"({'|'.join(schemes)})://[^\s\"'\[\]]+", value):
             raise ValueError(f"use a URL that starts with {' or '.join(f'{name}://' for name in schemes)}")
@@ -325,7 +335,7 @@ def _no_password(given: Given) -> Given:
     """Refuse a password where other people would read it: in a committed file, in a list of processes."""
     if given.path[0] == "password":
         raise BuildError(
-            f"{given.origin}: a password may not stand there",
+            f"{given.origin}: a password is not allowed here",
             "put SYSTEMVM_PASSWORD into the environment or .env, or use --ask-password",
         )
     return given

@@ -16,6 +16,19 @@ from build.engine.errors import BuildError
 PREFIX = "SYSTEMVM_"
 """Of variables in the environment and in `.env`; a bare HOSTNAME is set by every container."""
 
+SCHEMA = 1
+"""Version of the image definition's keys; grows when a file that was right would be read in another way."""
+SUCCESSORS: Mapping[str, str] = {
+    "architecture": "arch",
+    "disk_size": "size",
+    "distribution": "suite",
+    "mirror": "debian_mirror",
+    "name": "imagename",
+    "overlays": "rootfs",
+    "release": "suite",
+}
+"""Present name of a key by the one it has elsewhere: in an earlier schema, or in another image builder."""
+
 
 @dataclass(frozen=True)
 class Given:
@@ -35,7 +48,8 @@ class Given:
 def from_definition(path: Path) -> list[Given]:
     """Read an image definition in YAML: every leaf, with its line.
 
-    Raises BuildError with file and line when it cannot be read or a key stands twice.
+    `schema` is the version of its keys and no setting; a file without it is one of schema 1.
+    Raises BuildError with file and line when it cannot be read, has another schema or a duplicate key.
     """
     name = short(path)
     try:
@@ -44,7 +58,7 @@ def from_definition(path: Path) -> list[Given]:
             return []
         if not isinstance(node, yaml.MappingNode):
             raise BuildError(f"{name}:1: expected keys and values", "write KEY: VALUE lines")
-        return list(_leaves(node, (), name))
+        return [one for one in _leaves(node, (), name) if one.path != ("schema",) or _no_schema(one)]
     except OSError as error:
         what = f"cannot read image definition {name}: {error.strerror}"
         raise BuildError(what, "give another with --image FILE") from None
@@ -65,13 +79,23 @@ def _leaves(mapping: yaml.MappingNode, above: tuple[str, ...], name: str) -> Ite
     for key, value in mapping.value:
         part, origin = str(key.value), f"{name}:{key.start_mark.line + 1}"
         if part in seen:
-            raise BuildError(f"{origin}: key {part!r} stands twice", "keep one of them")
+            raise BuildError(f"{origin}: duplicate key {part!r}", "keep one of them")
         seen.add(part)
         if isinstance(value, yaml.MappingNode):
             yield from _leaves(value, (*above, part), name)
         else:
             written = value.value if isinstance(value, yaml.ScalarNode) else ""
             yield Given((*above, part), construct(value), origin, is_text=False, written=written)
+
+
+def _no_schema(given: Given) -> bool:
+    """Take the version of the keys out; raises BuildError for one that this checkout cannot read."""
+    if type(given.value) is not int or given.value < 1:
+        raise BuildError(f"{given.origin}: schema {given.value!r} is no version", f"write schema: {SCHEMA}")
+    if given.value > SCHEMA:
+        what = f"{given.origin}: schema {given.value} is newer than this checkout, which knows {SCHEMA}"
+        raise BuildError(what, "update the checkout")
+    return False
 
 
 def construct(node: yaml.Node) -> Any:
@@ -140,8 +164,10 @@ def from_flags(overrides: Iterable[str]) -> list[Given]:
 
 
 def nearest(word: str, known: Iterable[str]) -> str:
-    """Hint at the nearest known word, or at all of them."""
+    """Hint at the key that a word has become, at the nearest known word, or at all of them."""
     words = sorted(known)
+    if SUCCESSORS.get(word) in words:
+        return f"it is called {SUCCESSORS[word]!r} here"
     near = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
     return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(words)}"
 

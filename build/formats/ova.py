@@ -16,13 +16,14 @@ from dataclasses import dataclass, field
 from typing import BinaryIO
 from xml.etree import ElementTree
 
-from build.agent.events import Failure
 from build.formats import vmdk
-from build.formats.codec import Zlib
-from build.formats.extent import Extent
-from build.formats.findings import Damaged, Finding, at
+from build.formats.lib.codec import Zlib
+from build.formats.lib.errors import Unsupported
+from build.formats.lib.findings import Damaged, Finding, at
+from build.formats.lib.format import OTHER, Format, Kind, Match, Options, Target, Template, is_tar
+from build.formats.lib.reader import BoundedReader
+from build.formats.lib.writer import Units, put
 from build.formats.vmdk import VmdkDisk, VmdkWriter
-from build.formats.writer import Units, put
 
 BLOCK = 512
 RECORD = 10240
@@ -42,10 +43,10 @@ _HASHES = {"SHA1": hashlib.sha1, "SHA256": hashlib.sha256, "SHA512": hashlib.sha
 
 
 def fill(text: str, values: Mapping[str, int]) -> str:
-    """Put numbers in the place of a descriptor's placeholders; Failure when one is missing."""
+    """Put numbers in the place of a descriptor's placeholders; Unsupported when one is missing."""
     for name in PLACEHOLDERS:
         if name not in text:
-            raise Failure(f"the OVF template never uses {name}", "put it back: readers need the number")
+            raise Unsupported(f"the OVF template never uses {name}", "put it back: readers need the number")
         text = text.replace(name, str(values[name]))
     return text
 
@@ -53,7 +54,7 @@ def fill(text: str, values: Mapping[str, int]) -> str:
 def member_header(name: str, size: int, epoch: int) -> bytes:
     """A ustar header: a plain file of nobody's, mode 0644."""
     if size >= LARGEST_MEMBER:
-        raise Failure(
+        raise Unsupported(
             f"{name} would have {size} bytes; a file in an OVA has less than 8 GiB", "make the disk smaller"
         )
     fields = (
@@ -87,7 +88,9 @@ class OvaWriter:
         adapter: vmdk.Adapter = "lsilogic",
     ) -> None:
         if not _NAME.fullmatch(base):
-            raise Failure(f"{base!r} cannot name the files of an OVA", "use letters, digits, dots and dashes")
+            raise Unsupported(
+                f"{base!r} cannot name the files of an OVA", "use letters, digits, dots and dashes"
+            )
         self.file, self.size, self.ovf, self.epoch, self.codec = file, size, ovf, epoch, codec
         self.names = (f"{base}.ovf", f"{base}.mf", f"{base}-disk1.vmdk")
         widest = fill(ovf, dict.fromkeys(PLACEHOLDERS, 10**DIGITS))
@@ -109,7 +112,7 @@ class OvaWriter:
         ovf = fill(self.ovf, values).encode()
         ovf += b"\n" * (self.ovf_length - len(ovf))
         self.file.flush()
-        disk = Extent(self.file.fileno(), self.vmdk_at, length)
+        disk = BoundedReader(self.file.fileno(), self.vmdk_at, length)
         manifest = self._manifest(hashlib.sha256(ovf).digest(), _sha256(disk))
         put(self.file, 0, self._member(0, ovf))
         put(self.file, self.mf_at, self._member(1, manifest))
@@ -126,14 +129,14 @@ class OvaWriter:
         return f"SHA256({self.names[0]})= {ovf.hex()}\nSHA256({self.names[2]})= {disk.hex()}\n".encode()
 
 
-def _sha256(extent: Extent) -> bytes:
-    return _digest(extent, "SHA256")
+def _sha256(reader: BoundedReader) -> bytes:
+    return _digest(reader, "SHA256")
 
 
-def _digest(extent: Extent, algorithm: str) -> bytes:
+def _digest(reader: BoundedReader, algorithm: str) -> bytes:
     digest = _HASHES[algorithm]()
-    for offset in range(0, extent.size, 1 << 20):
-        digest.update(extent.read(offset, min(1 << 20, extent.size - offset)))
+    for offset in range(0, reader.size, 1 << 20):
+        digest.update(reader.read(offset, min(1 << 20, reader.size - offset)))
     return digest.digest()
 
 
@@ -153,14 +156,14 @@ class Member:
 class Archive:
     """The members of an OVA by position; nothing is ever unpacked."""
 
-    extent: Extent
+    reader: BoundedReader
     members: list[Member] = field(default_factory=list)
     findings: list[Finding] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         offset = 0
-        while offset + BLOCK <= self.extent.size:
-            head = self.extent.read(offset, BLOCK)
+        while offset + BLOCK <= self.reader.size:
+            head = self.reader.read(offset, BLOCK)
             if not any(head):
                 return
             member = self._member(head, offset)
@@ -171,7 +174,7 @@ class Archive:
         self.findings.append(
             Finding(
                 "error",
-                at(self.extent.size),
+                at(self.reader.size),
                 "the archive has no end",
                 VSPHERE,
                 "copy the file again: it is cut off",
@@ -187,7 +190,7 @@ class Archive:
             raise Damaged(at(offset), "a tar header holds numbers that are not octal", VSPHERE) from None
         if stored != sum(head[:148]) + 8 * 32 + sum(head[156:]):
             raise Damaged(at(offset + 148), "a tar header's checksum is wrong", VSPHERE)
-        if size < 0 or offset + BLOCK + size > self.extent.size:
+        if size < 0 or offset + BLOCK + size > self.reader.size:
             raise Damaged(
                 at(offset + 124), f"a file of {size} bytes reaches past the end of the archive", VSPHERE
             )
@@ -199,16 +202,16 @@ class Archive:
         """First member whose name ends so."""
         return next((member for member in self.members if member.name.lower().endswith(suffix)), None)
 
-    def window(self, member: Member) -> Extent:
+    def window(self, member: Member) -> BoundedReader:
         """The bytes of a member."""
-        return self.extent.window(member.offset, member.size)
+        return self.reader.window(member.offset, member.size)
 
 
 class OvaDisk:
     """Reads the disk of an OVA."""
 
-    def __init__(self, extent: Extent) -> None:
-        self.archive = Archive(extent)
+    def __init__(self, reader: BoundedReader) -> None:
+        self.archive = Archive(reader)
         member = self.archive.find(".vmdk")
         if member is None:
             raise Damaged("archive", "no file ending in .vmdk", VSPHERE, "put the disk in as VMDK")
@@ -225,9 +228,9 @@ class OvaDisk:
         return {"files": files, **self.disk.facts()}
 
 
-def lint(extent: Extent) -> Iterator[Finding]:
+def lint(reader: BoundedReader) -> Iterator[Finding]:
     """Check archive, manifest, descriptor and disk, as vSphere's and CloudStack's importers do."""
-    archive = Archive(extent)
+    archive = Archive(reader)
     yield from archive.findings
     yield from _lint_archive(archive)
     descriptor = archive.find(".ovf")
@@ -280,7 +283,7 @@ def _lint_archive(archive: Archive) -> Iterator[Finding]:
                 "error", where, f"{member.name[:100]} is twice in the archive", VSPHERE, "keep one of them"
             )
         names.add(member.name)
-        if archive.extent.read(member.header_at + 257, 6) != b"ustar\0":
+        if archive.reader.read(member.header_at + 257, 6) != b"ustar\0":
             yield Finding(
                 "warning", where, "a tar header that is not ustar", VSPHERE, "write the archive as ustar"
             )
@@ -566,3 +569,53 @@ def _lint_items(hardware: ElementTree.Element) -> Iterator[Finding]:
             yield Finding(
                 "error", where, f"HostResource {resource[:60]!r} names no disk", VSPHERE, "write ovf:/disk/ID"
             )
+
+
+def _recognize(reader: BoundedReader, head: bytes) -> Match:
+    return Match.LIKELY if is_tar(head) else Match.NO
+
+
+def _write(target: Target, options: Options) -> OvaWriter:
+    return OvaWriter(
+        target.file,
+        target.size,
+        target.name.removesuffix(".ova"),
+        options["ovf"],
+        target.epoch,
+        vmdk.codec(options),
+        options.get("adapter", "lsilogic"),
+    )
+
+
+def _disk(reader: BoundedReader) -> BoundedReader:
+    member = Archive(reader).find(".vmdk")
+    if member is None:
+        raise Damaged("archive", "the OVA holds no VMDK", VSPHERE)
+    return reader.window(member.offset, member.size)
+
+
+KIND = Kind(
+    name="ova",
+    suffix="ova",
+    version=1,
+    driver="vmdk",
+    recognize=_recognize,
+    write=_write,
+    read=OvaDisk,
+    lint=lint,
+    check_size=vmdk.check_size,
+    options=vmdk.adapter,
+    disk=_disk,
+)
+FORMATS = (
+    Format(
+        name="ova",
+        help="OVA for VMware",
+        kind=KIND,
+        file="{imagename}.ova",
+        machine=vmdk.MACHINE,
+        efi=vmdk.EFI,
+        descriptor="systemvm.ovf.j2",
+        cloudstack=Template("VMware", "OVA", "vmware.ova", OTHER, ("vmware",)),
+    ),
+)

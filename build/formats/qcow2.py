@@ -9,18 +9,19 @@ from __future__ import annotations
 
 import functools
 import struct
-import sys
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO, NamedTuple
+from typing import Any, BinaryIO, NamedTuple
 
-from build.agent.events import Failure
-from build.formats import codec, pieces
-from build.formats.codec import Deflate, Zstandard
-from build.formats.extent import Extent
-from build.formats.findings import Damaged, Finding, at
-from build.formats.writer import Units, put
+from build.formats.lib import codec, pieces
+from build.formats.lib.codec import Deflate, Zstandard
+from build.formats.lib.errors import Unsupported
+from build.formats.lib.findings import Damaged, Finding, at
+from build.formats.lib.format import DEBIAN, Format, Kind, Machine, Match, Options, Target, Template, level
+from build.formats.lib.reader import BoundedReader
+from build.formats.lib.words import pack_words, read_words
+from build.formats.lib.writer import Units, put
 
 CLUSTER = pieces.UNIT
 PER_L2 = CLUSTER // 8
@@ -63,13 +64,13 @@ class Header(NamedTuple):
 
 
 def check_size(size: int) -> None:
-    """Raise Failure for a disk that cannot be a QCOW2."""
+    """Raise Unsupported for a disk that cannot be a QCOW2."""
     if size % 512 or not size:
-        raise Failure(
+        raise Unsupported(
             f"a QCOW2 must be whole sectors of 512 bytes, the disk has {size} bytes", "build the disk again"
         )
     if size > _MOST_L1 // 8 * PER_L2 * CLUSTER:
-        raise Failure(
+        raise Unsupported(
             "the disk is larger than a QCOW2 with clusters of 64 KiB can be (2 PiB)", "make SIZE smaller"
         )
 
@@ -82,7 +83,7 @@ class Qcow2Writer:
     ) -> None:
         check_size(size)
         if version == 2 and isinstance(codec, Zstandard):
-            raise Failure("QCOW2 version 2 knows no zstd", "set version 3, or compression deflate")
+            raise Unsupported("QCOW2 version 2 knows no zstd", "set version 3, or compression deflate")
         self.file, self.size, self.version, self.codec = file, size, version, codec
         self.l1 = array("Q", bytes(8 * -(-size // (PER_L2 * CLUSTER))))
         self.l2 = array("Q", bytes(CLUSTER))
@@ -120,14 +121,14 @@ class Qcow2Writer:
     def close(self, seed: str) -> None:
         """Write the tables behind the data, then the header."""
         self._end_group()
-        l1_at = self._append(_big(self.l1))
+        l1_at = self._append(pack_words(self.l1, "big"))
         blocks, table_clusters = self._count_refcount_clusters()
         block_at = self.position + table_clusters * CLUSTER
         self._grow(self.position // CLUSTER + table_clusters + blocks)
         table_at = self._append(
-            _big(array("Q", range(block_at, block_at + blocks * CLUSTER, CLUSTER))), counted=True
+            pack_words(array("Q", range(block_at, block_at + blocks * CLUSTER, CLUSTER)), "big"), counted=True
         )
-        self._append(_big(self.refcounts), counted=True)
+        self._append(pack_words(self.refcounts, "big"), counted=True)
         self.file.truncate(self.position)
         put(self.file, 0, self._header(l1_at, table_at, table_clusters).ljust(CLUSTER, b"\0"))
 
@@ -170,7 +171,7 @@ class Qcow2Writer:
 
     def _end_group(self) -> None:
         if any(self.l2):
-            self.l1[self.group] = self._append(_big(self.l2)) | COPIED
+            self.l1[self.group] = self._append(pack_words(self.l2, "big")) | COPIED
             self.l2 = array("Q", bytes(CLUSTER))
 
     def _count_refcount_clusters(self) -> tuple[int, int]:
@@ -206,17 +207,9 @@ class Qcow2Writer:
         return head + _MORE.pack(_ZSTD if zstd else 0, 0, 0, 4, 112, int(zstd))
 
 
-def _big(table: array[int]) -> bytes:
-    if sys.byteorder == "big":
-        return table.tobytes()
-    swapped = array(table.typecode, table)
-    swapped.byteswap()
-    return swapped.tobytes()
-
-
-def read_header(extent: Extent) -> Header:
+def read_header(reader: BoundedReader) -> Header:
     """The header; Damaged when no reader could go on from it."""
-    raw = extent.read(0, 72)
+    raw = reader.read(0, 72)
     fields = _HEADER.unpack(raw)
     if fields[0] != b"QFI\xfb":
         raise Damaged(at(0), "no QCOW2 header here", KVM)
@@ -224,14 +217,14 @@ def read_header(extent: Extent) -> Header:
         raise Damaged(at(4), f"QCOW version {fields[1]} is not 2 or 3", KVM)
     header = Header(*fields)
     if header.version == 3:
-        incompatible, compatible, autoclear, order, length = struct.unpack(">QQQII", extent.read(72, 32))
+        incompatible, compatible, autoclear, order, length = struct.unpack(">QQQII", reader.read(72, 32))
         header = header._replace(
             incompatible=incompatible,
             compatible=compatible,
             autoclear=autoclear,
             refcount_order=order,
             header_length=length,
-            compression=extent.read(104, 1)[0] if length > 104 else 0,
+            compression=reader.read(104, 1)[0] if length > 104 else 0,
         )
     return header
 
@@ -240,10 +233,10 @@ def read_header(extent: Extent) -> Header:
 class Qcow2Disk:
     """Reads a QCOW2 of any maker that has no backing file, external data or encryption."""
 
-    extent: Extent
+    reader: BoundedReader
 
     def __post_init__(self) -> None:
-        header = self.header = read_header(self.extent)
+        header = self.header = read_header(self.reader)
         _refuse(header)
         self.size = header.size
         self.cluster = 1 << header.cluster_bits
@@ -254,13 +247,13 @@ class Qcow2Disk:
             raise Damaged(at(36), f"{header.l1_size} L1 entries for a disk that needs {needed}", KVM)
         if needed * 8 > _MOST_L1:
             raise Damaged(at(36), "the L1 table is larger than QEMU takes (32 MiB)", KVM)
-        self.l1 = _longs(self.extent, header.l1_offset, needed)
+        self.l1 = _longs(self.reader, header.l1_offset, needed)
         self.table = functools.lru_cache(maxsize=16)(self._read_table)
 
     def _read_table(self, index: int) -> array[int]:
         """An L2 table; empty when the L1 table has none."""
         offset = self.l1[index] & OFFSET
-        return _longs(self.extent, offset, self.cluster // 8) if offset else array("Q")
+        return _longs(self.reader, offset, self.cluster // 8) if offset else array("Q")
 
     def entry(self, number: int) -> int:
         """L2 entry of a guest cluster; 0 when it is unallocated."""
@@ -278,8 +271,8 @@ class Qcow2Disk:
         """Guest-visible bytes of a cluster; None when it reads as zero."""
         if entry & COMPRESSED:
             offset, length = self.packed(entry)
-            length = min(length, self.extent.size - offset)
-            raw = self.extent.read(offset, length)
+            length = min(length, self.reader.size - offset)
+            raw = self.reader.read(offset, length)
             try:
                 data = self.codec.expand(raw, self.cluster)
             except ValueError as error:
@@ -290,7 +283,7 @@ class Qcow2Disk:
         offset = entry & OFFSET
         if not offset or (self.header.version == 3 and entry & ZERO):
             return None
-        return self.extent.read(offset, self.cluster)
+        return self.reader.read(offset, self.cluster)
 
     def facts(self) -> dict[str, str]:
         """Version, cluster size and compression."""
@@ -340,18 +333,15 @@ def _refuse(header: Header) -> None:
         raise Damaged(at(96), f"refcount order {header.refcount_order} is more than 6", KVM)
 
 
-def _longs(extent: Extent, offset: int, count: int) -> array[int]:
-    table = array("Q", extent.read(offset, count * 8))
-    if sys.byteorder == "little":
-        table.byteswap()
-    return table
+def _longs(reader: BoundedReader, offset: int, count: int) -> array[int]:
+    return read_words("Q", reader.read(offset, count * 8), "big")
 
 
-def lint(extent: Extent) -> Iterator[Finding]:
+def lint(reader: BoundedReader) -> Iterator[Finding]:
     """Check header, tables, refcounts and every compressed cluster's window."""
-    header = read_header(extent)
+    header = read_header(reader)
     yield from _lint_header(header)
-    disk = Qcow2Disk(extent)
+    disk = Qcow2Disk(reader)
     found = _Recount(disk)
     yield from found.follow()
     yield from found.compare()
@@ -388,8 +378,8 @@ class _Recount:
     """Follows every table once and counts the references to each host cluster."""
 
     def __init__(self, disk: Qcow2Disk) -> None:
-        self.disk, self.extent, self.cluster = disk, disk.extent, disk.cluster
-        clusters = -(-self.extent.size // self.cluster)
+        self.disk, self.reader, self.cluster = disk, disk.reader, disk.cluster
+        clusters = -(-self.reader.size // self.cluster)
         if clusters > _MOST_CLUSTERS:
             text = f"{clusters} host clusters are more than this check counts"
             raise Damaged(at(0), text, "nobody by itself", "look at it with qemu-img check")
@@ -420,7 +410,7 @@ class _Recount:
             yield from self._l2(offset)
 
     def _l2(self, offset: int) -> Iterator[Finding]:
-        for row, entry in enumerate(_longs(self.extent, offset, self.cluster // 8)):
+        for row, entry in enumerate(_longs(self.reader, offset, self.cluster // 8)):
             if not entry:
                 continue
             where = at(offset + row * 8)
@@ -439,7 +429,7 @@ class _Recount:
             yield Finding(
                 "error", where, "a compressed cluster is marked as owned alone", KVM, "convert again"
             )
-        if start >= self.extent.size or start + length > -(-self.extent.size // 512) * 512:
+        if start >= self.reader.size or start + length > -(-self.reader.size // 512) * 512:
             yield Finding(
                 "error",
                 where,
@@ -454,7 +444,7 @@ class _Recount:
             yield Finding("info", where, "clusters from here on were not expanded: the disk is very large")
         if self.expanded >= _MOST_EXPANDED:
             return
-        raw = self.extent.read(start, min(length, self.extent.size - start))
+        raw = self.reader.read(start, min(length, self.reader.size - start))
         try:
             if len(self.disk.codec.expand(raw, self.cluster)) != self.cluster:
                 yield Finding(
@@ -476,7 +466,7 @@ class _Recount:
     def _refcount_blocks(self) -> Iterator[Finding]:
         header = self.disk.header
         length = header.refcount_clusters * self.cluster
-        self.table = _longs(self.extent, header.refcount_offset, length // 8)
+        self.table = _longs(self.reader, header.refcount_offset, length // 8)
         for index, entry in enumerate(self.table):
             if entry:
                 yield from self._use(entry, self.cluster, at(header.refcount_offset + index * 8))
@@ -500,11 +490,12 @@ class _Recount:
         per_block = self.cluster * 8 // bits
         for index in range(-(-len(self.counted) // per_block)):
             offset = self.table[index] if index < len(self.table) else 0
-            raw = self.extent.read(offset, self.cluster) if offset else bytes(self.cluster)
+            raw = self.reader.read(offset, self.cluster) if offset else bytes(self.cluster)
             low = index * per_block
-            if bits == 16 and _big(self.counted[low : low + per_block]).ljust(self.cluster, b"\0") == raw:
+            counts = self.counted[low : low + per_block]
+            if bits == 16 and pack_words(counts, "big").ljust(self.cluster, b"\0") == raw:
                 continue
-            for row, counted in enumerate(self.counted[low : low + per_block]):
+            for row, counted in enumerate(counts):
                 stored = _bits(raw, row, bits)
                 if stored == counted:
                     continue
@@ -525,3 +516,61 @@ def _bits(raw: bytes, row: int, bits: int) -> int:
     if bits >= 8:
         return int.from_bytes(raw[row * bits // 8 : (row + 1) * bits // 8], "big")
     return raw[row * bits // 8] >> (row * bits % 8) & ((1 << bits) - 1)
+
+
+def _recognize(reader: BoundedReader, head: bytes) -> Match:
+    return Match.CERTAIN if head.startswith(b"QFI\xfb") else Match.NO
+
+
+def _options(settings: Options, compress: str) -> dict[str, Any]:
+    given = dict(settings["qcow2"])
+    _check(given["version"], given["compression"])
+    if given["compression"] == "deflate" and compress:
+        given["compression"] = "none"  # deflate inside would only hinder what is put around it
+    return given
+
+
+def _check(version: int, compression: str) -> None:
+    if version == 2 and compression == "zstd":
+        raise Unsupported("QCOW2 version 2 knows no zstd", "set version 3, or compression deflate")
+
+
+def _write(target: Target, options: Options) -> Qcow2Writer:
+    compression, version = options.get("compression", "deflate"), int(options.get("version", 2))
+    codecs: dict[str, Deflate | Zstandard | None] = {
+        "deflate": Deflate(12, level(options, DEFLATE.level)),
+        "zstd": Zstandard(),
+        "none": None,
+    }
+    if compression not in codecs:
+        raise Unsupported(f"unknown QCOW2 compression {compression!r}", f"use one of {', '.join(codecs)}")
+    if version not in (2, 3):
+        raise Unsupported(
+            f"QCOW2 version {version} is not 2 or 3", "set 2 for every KVM host, 3 for QEMU 1.1 and later"
+        )
+    _check(version, compression)
+    return Qcow2Writer(target.file, target.size, version, codecs[compression])
+
+
+KIND = Kind(
+    name="qcow2",
+    suffix="qcow2",
+    version=1,
+    driver="qcow2",
+    recognize=_recognize,
+    write=_write,
+    read=Qcow2Disk,
+    lint=lint,
+    check_size=check_size,
+    options=_options,
+)
+FORMATS = (
+    Format(
+        name="qcow2",
+        help="QCOW2 for KVM",
+        kind=KIND,
+        file="{imagename}.qcow2",
+        machine=Machine("virtio", "virtio", ("bios", "uefi")),
+        cloudstack=Template("KVM", "QCOW2", "kvm.qcow2.bz2", DEBIAN, ("kvm", "lxc")),
+    ),
+)

@@ -8,10 +8,12 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from build.formats import pieces
-from build.formats.extent import Extent
-from build.formats.findings import Finding, at
-from build.formats.writer import Units
+from build.formats.lib import pieces
+from build.formats.lib.errors import Unsupported
+from build.formats.lib.findings import Finding, at
+from build.formats.lib.format import DEBIAN, Format, Kind, Machine, Match, Options, Target, Template
+from build.formats.lib.reader import BoundedReader
+from build.formats.lib.writer import Units
 
 SECTOR = 512
 
@@ -44,40 +46,40 @@ class RawWriter:
 class RawDisk:
     """Reads a raw disk."""
 
-    extent: Extent
+    reader: BoundedReader
 
     def __post_init__(self) -> None:
-        self.size = self.extent.size
+        self.size = self.reader.size
 
     def piece(self, index: int) -> bytes | None:
         """Bytes of a piece; None for a hole."""
         start, wanted = index * pieces.PIECE, pieces.length(index, self.size)
-        return None if self.extent.is_zero(start, wanted) else self.extent.read(start, wanted)
+        return None if self.reader.is_zero(start, wanted) else self.reader.read(start, wanted)
 
     def facts(self) -> dict[str, str]:
         """Nothing: a raw disk says nothing about itself."""
         return {}
 
 
-def lint(extent: Extent) -> Iterator[Finding]:
+def lint(reader: BoundedReader) -> Iterator[Finding]:
     """Check what the content tells: whole sectors, a partition table with its backup in the last one."""
-    if extent.size % SECTOR or not extent.size:
+    if reader.size % SECTOR or not reader.size:
         yield Finding(
             "error",
-            at(extent.size),
-            f"{extent.size} bytes are not whole sectors",
+            at(reader.size),
+            f"{reader.size} bytes are not whole sectors",
             "every hypervisor",
             "copy it again",
         )
-    elif extent.size % pieces.PIECE:
+    elif reader.size % pieces.PIECE:
         yield Finding(
             "info",
-            at(extent.size),
+            at(reader.size),
             "the size is not a multiple of 2 MiB",
             "XenServer, when converted to VHD",
             "make SIZE even",
         )
-    yield from lint_partitions(RawDisk(extent))
+    yield from lint_partitions(RawDisk(reader))
 
 
 def lint_partitions(disk: pieces.Disk) -> Iterator[Finding]:
@@ -125,3 +127,39 @@ def read_guest(disk: pieces.Disk, offset: int, length: int) -> bytes:
         part = data[skip : skip + length]
         out, offset, length = out + part, offset + len(part), length - len(part)
     return out
+
+
+def _recognize(reader: BoundedReader, head: bytes) -> Match:
+    return Match.FALLBACK
+
+
+def _write(target: Target, options: Options) -> RawWriter:
+    return RawWriter(target.file, target.size)
+
+
+def _check_size(size: int) -> None:
+    if not size:
+        raise Unsupported("the raw disk is empty", "build it again: inv build")
+
+
+KIND = Kind(
+    name="raw",
+    suffix="",
+    version=1,
+    driver="raw",
+    recognize=_recognize,
+    write=_write,
+    read=RawDisk,
+    lint=lint,
+    check_size=_check_size,
+)
+FORMATS = (
+    Format(
+        name="raw",
+        help="the raw disk, sparse",
+        kind=KIND,
+        file="{imagename}.raw",
+        machine=Machine("virtio-scsi", "virtio", ("bios", "uefi")),
+        cloudstack=Template("Ovm3", "RAW", "ovm.raw.bz2", DEBIAN, ("ovm3",)),
+    ),
+)

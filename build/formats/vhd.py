@@ -10,7 +10,6 @@ from __future__ import annotations
 import itertools
 import math
 import struct
-import sys
 import time
 import uuid
 from array import array
@@ -18,11 +17,13 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, Literal, NamedTuple
 
-from build.agent.events import Failure
-from build.formats import pieces
-from build.formats.extent import Extent
-from build.formats.findings import Damaged, Finding, at
-from build.formats.writer import Units, derive, put
+from build.formats.lib import pieces
+from build.formats.lib.errors import Unsupported
+from build.formats.lib.findings import Damaged, Finding, at
+from build.formats.lib.format import DEBIAN, OTHER, Format, Kind, Machine, Match, Options, Target, Template
+from build.formats.lib.reader import BoundedReader
+from build.formats.lib.words import pack_words, read_words
+from build.formats.lib.writer import Units, derive, put
 
 SECTOR = 512
 BLOCK = pieces.PIECE
@@ -118,14 +119,14 @@ def geometry(size: int) -> tuple[int, int, int]:
 
 
 def check_size(size: int) -> None:
-    """Raise Failure for a disk that cannot be a VHD."""
+    """Raise Unsupported for a disk that cannot be a VHD."""
     if size > LARGEST:
-        raise Failure(
+        raise Unsupported(
             f"a VHD holds at most 2040 GiB, the disk has {size / (1 << 30):.1f} GiB",
             "make SIZE smaller or take vhdx",
         )
     if size % BLOCK or not size:
-        raise Failure(
+        raise Unsupported(
             f"a VHD must be a multiple of 2 MiB, the disk has {size} bytes",
             "make SIZE even (MiB) and build again; padding would displace the backup partition table",
         )
@@ -179,7 +180,7 @@ class VhdWriter:
             bytes(512),
             bytes(192),
         )
-        put(self.file, 0, footer + header.pack() + _big(self.bat))
+        put(self.file, 0, footer + header.pack() + pack_words(self.bat, "big"))
         if self.creator == "xen":
             put(self.file, self.batmap, self._batmap())
 
@@ -225,22 +226,14 @@ def _summed(size: int) -> int:
     return max(1, -(-(size >> 24) // SECTOR)) * SECTOR
 
 
-def _big(table: array[int]) -> bytes:
-    if sys.byteorder == "big":
-        return table.tobytes()
-    swapped = array(table.typecode, table)
-    swapped.byteswap()
-    return swapped.tobytes()
-
-
 @dataclass
 class VhdDisk:
     """Reads a fixed or dynamic VHD of any maker, by its size field as XenServer and Hyper-V do."""
 
-    extent: Extent
+    reader: BoundedReader
 
     def __post_init__(self) -> None:
-        self.footer, self.footer_at = read_footer(self.extent)
+        self.footer, self.footer_at = read_footer(self.reader)
         self.size = self.footer.current_size
         self.header: Header | None = None
         self.bat: array[int] = array("I")
@@ -251,8 +244,8 @@ class VhdDisk:
                     f"a fixed VHD of {self.size} bytes has {self.footer_at} bytes of data",
                 )
         elif self.footer.type == 3:
-            self.header = read_header(self.extent, self.footer.data_offset)
-            self.bat = _read_bat(self.extent, self.header, self.footer)
+            self.header = read_header(self.reader, self.footer.data_offset)
+            self.bat = _read_bat(self.reader, self.header, self.footer)
             self.bitmap_size = -(-self.header.block_size // SECTOR // 8 // SECTOR) * SECTOR
         else:
             kind = (
@@ -271,7 +264,7 @@ class VhdDisk:
         """Guest-visible bytes of a piece; None when no block of it is allocated."""
         start, wanted = index * pieces.PIECE, pieces.length(index, self.size)
         if self.header is None:
-            return None if self.extent.is_zero(start, wanted) else self.extent.read(start, wanted)
+            return None if self.reader.is_zero(start, wanted) else self.reader.read(start, wanted)
         block_size = self.header.block_size
         if block_size == pieces.PIECE:
             return self._part(index, 0, wanted)
@@ -305,8 +298,8 @@ class VhdDisk:
         sector = self.bat[block]
         if sector == ABSENT:
             return None
-        bitmap = self.extent.read(sector * SECTOR, self.bitmap_size)
-        data = self.extent.read(sector * SECTOR + self.bitmap_size + offset, length)
+        bitmap = self.reader.read(sector * SECTOR, self.bitmap_size)
+        data = self.reader.read(sector * SECTOR + self.bitmap_size + offset, length)
         first, last = offset // SECTOR, (offset + length - 1) // SECTOR
         if bitmap.count(0xFF, first // 8, last // 8 + 1) == last // 8 + 1 - first // 8:
             return data
@@ -318,22 +311,22 @@ class VhdDisk:
         )
 
 
-def read_footer(extent: Extent) -> tuple[Footer, int]:
+def read_footer(reader: BoundedReader) -> tuple[Footer, int]:
     """The footer at the end (512 bytes, or 511 as some old tools wrote) or else the copy at the head."""
     for length in (512, 511):
-        if extent.size >= 512:
-            raw = extent.read(extent.size - length, length).ljust(512, b"\0")
+        if reader.size >= 512:
+            raw = reader.read(reader.size - length, length).ljust(512, b"\0")
             if raw.startswith(b"conectix"):
-                return Footer(*_FOOTER.unpack(raw)), extent.size - length
-    raw = extent.read(0, 512)
+                return Footer(*_FOOTER.unpack(raw)), reader.size - length
+    raw = reader.read(0, 512)
     if raw.startswith(b"conectix"):
-        return Footer(*_FOOTER.unpack(raw)), extent.size
-    raise Damaged(at(max(extent.size - 512, 0)), "no VHD footer here", "XenServer, Hyper-V")
+        return Footer(*_FOOTER.unpack(raw)), reader.size
+    raise Damaged(at(max(reader.size - 512, 0)), "no VHD footer here", "XenServer, Hyper-V")
 
 
-def read_header(extent: Extent, offset: int) -> Header:
+def read_header(reader: BoundedReader, offset: int) -> Header:
     """The dynamic header; Damaged when no reader could go on from it."""
-    header = Header(*_HEADER.unpack(extent.read(offset, 1024)))
+    header = Header(*_HEADER.unpack(reader.read(offset, 1024)))
     if header.cookie != b"cxsparse":
         raise Damaged(at(offset), "no dynamic header (cxsparse) here")
     size = header.block_size
@@ -342,7 +335,7 @@ def read_header(extent: Extent, offset: int) -> Header:
     return header
 
 
-def _read_bat(extent: Extent, header: Header, footer: Footer) -> array[int]:
+def _read_bat(reader: BoundedReader, header: Header, footer: Footer) -> array[int]:
     needed = -(-footer.current_size // header.block_size)
     if header.entries < needed:
         raise Damaged(
@@ -354,33 +347,30 @@ def _read_bat(extent: Extent, header: Header, footer: Footer) -> array[int]:
         raise Damaged(
             at(footer.data_offset + 28), f"{needed} blocks are more than any importer takes", "every importer"
         )
-    table = array("I", extent.read(header.table_offset, needed * 4))
-    if sys.byteorder == "little":
-        table.byteswap()
-    return table
+    return read_words("I", reader.read(header.table_offset, needed * 4), "big")
 
 
 XEN = "XenServer, XCP-ng"
 
 
-def lint(extent: Extent) -> Iterator[Finding]:
+def lint(reader: BoundedReader) -> Iterator[Finding]:
     """Check every rule that XenServer's own checker, Hyper-V or QEMU has for a VHD."""
-    footer, end = read_footer(extent)
-    yield from _lint_footer(extent, footer, end)
+    footer, end = read_footer(reader)
+    yield from _lint_footer(reader, footer, end)
     if footer.type == 2:
-        VhdDisk(extent)
+        VhdDisk(reader)
         return
-    header = read_header(extent, footer.data_offset)
-    yield from _lint_header(extent, footer, header)
-    disk = VhdDisk(extent)
+    header = read_header(reader, footer.data_offset)
+    yield from _lint_header(reader, footer, header)
+    disk = VhdDisk(reader)
     yield from _lint_bat(disk, end)
     if footer.creator == b"tap\0" and footer.creator_version >= 0x00010002:
         yield from _lint_batmap(disk)
 
 
-def _lint_footer(extent: Extent, footer: Footer, end: int) -> Iterator[Finding]:
-    raw = extent.read(end if end < extent.size else 0, min(512, extent.size - end) or 512)
-    if end == extent.size:
+def _lint_footer(reader: BoundedReader, footer: Footer, end: int) -> Iterator[Finding]:
+    raw = reader.read(end if end < reader.size else 0, min(512, reader.size - end) or 512)
+    if end == reader.size:
         yield Finding(
             "error", at(end), "the footer at the end is missing", XEN, "copy the file again: it is cut off"
         )
@@ -393,7 +383,7 @@ def _lint_footer(extent: Extent, footer: Footer, end: int) -> Iterator[Finding]:
         yield Finding(
             "error", at(end + 64), "the footer's checksum is wrong", f"{XEN}, Hyper-V", "copy the file again"
         )
-    if footer.type != 2 and end < extent.size and extent.read(0, 512) != raw.ljust(512, b"\0"):
+    if footer.type != 2 and end < reader.size and reader.read(0, 512) != raw.ljust(512, b"\0"):
         yield Finding(
             "error",
             at(0),
@@ -492,9 +482,9 @@ def _encode(chs: tuple[int, int, int]) -> int:
     return chs[0] << 16 | chs[1] << 8 | chs[2]
 
 
-def _lint_header(extent: Extent, footer: Footer, header: Header) -> Iterator[Finding]:
+def _lint_header(reader: BoundedReader, footer: Footer, header: Header) -> Iterator[Finding]:
     offset = footer.data_offset
-    raw = extent.read(offset, 1024)
+    raw = reader.read(offset, 1024)
     if checksum(raw[:36] + bytes(4) + raw[40:]) != header.checksum:
         yield Finding(
             "error", at(offset + 36), "the dynamic header's checksum is wrong", XEN, "copy the file again"
@@ -527,7 +517,7 @@ def _lint_header(extent: Extent, footer: Footer, header: Header) -> Iterator[Fin
         major, minor = footer.creator_version >> 16, footer.creator_version & 0xFFFF
         yield Finding(
             "error",
-            at(extent.size - 512 + 32),
+            at(reader.size - 512 + 32),
             f"creator version tap {major}.{minor} is not known",
             XEN,
             "write version 1.3",
@@ -580,9 +570,9 @@ def _lint_bat(disk: VhdDisk, end: int) -> Iterator[Finding]:
 
 def _lint_batmap(disk: VhdDisk) -> Iterator[Finding]:
     assert disk.header is not None
-    extent, table = disk.extent, disk.header.table_offset
+    reader, table = disk.reader, disk.header.table_offset
     offset = table + -(-disk.header.entries * 4 // SECTOR) * SECTOR
-    cookie, map_at, sectors, version, stored = _BATMAP.unpack(extent.read(offset, SECTOR))
+    cookie, map_at, sectors, version, stored = _BATMAP.unpack(reader.read(offset, SECTOR))
     if cookie != b"tdbatmap":
         yield Finding(
             "error",
@@ -601,7 +591,7 @@ def _lint_batmap(disk: VhdDisk) -> Iterator[Finding]:
         return
     if sectors > -(-disk.header.entries // 4096):
         sectors = -(-disk.header.entries // 4096)
-    bits = extent.read(map_at, sectors * SECTOR)
+    bits = reader.read(map_at, sectors * SECTOR)
     if checksum(bits[: _summed(disk.size)]) != stored:
         yield Finding("error", at(offset + 24), "the batmap's checksum is wrong", XEN, "convert again")
     for block, sector in enumerate(disk.bat):
@@ -613,3 +603,48 @@ def _lint_batmap(disk: VhdDisk) -> Iterator[Finding]:
                 XEN,
                 "convert again",
             )
+
+
+def _recognize(reader: BoundedReader, head: bytes) -> Match:
+    if head.startswith(b"conectix"):
+        return Match.CERTAIN
+    # A fixed VHD has its footer alone, at the end; one of 511 bytes was written by Virtual PC before 2004.
+    end = reader.read(reader.size - SECTOR, SECTOR) if reader.size >= SECTOR else b""
+    return Match.LIKELY if b"conectix" in (end[:8], end[1:9]) else Match.NO
+
+
+def _write(target: Target, options: Options) -> VhdWriter:
+    return VhdWriter(target.file, target.size, options.get("creator", "xen"))
+
+
+KIND = Kind(
+    name="vhd",
+    suffix="vhd",
+    version=1,
+    driver="vpc",
+    recognize=_recognize,
+    write=_write,
+    read=VhdDisk,
+    lint=lint,
+    check_size=check_size,
+)
+FORMATS = (
+    Format(
+        name="vhd",
+        help="VHD for XenServer and XCP-ng",
+        kind=KIND,
+        file="{imagename}.vhd",
+        machine=Machine("ide", "rtl8139"),  # Xen's emulated devices, before its own drivers take over
+        options={"creator": "xen"},
+        cloudstack=Template("XenServer", "VHD", "xen.vhd.bz2", OTHER, ("xenserver",)),
+    ),
+    Format(
+        name="hyperv-vhd",
+        help="VHD for Hyper-V",
+        kind=KIND,
+        file="{imagename}-hyperv.vhd",
+        machine=Machine("ide", "tulip"),  # generation 1 and its legacy network adapter
+        options={"creator": "hyperv"},
+        cloudstack=Template("Hyperv", "VHD", "hyperv.vhd.zip", DEBIAN, ("hyperv",)),
+    ),
+)

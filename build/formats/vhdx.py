@@ -7,19 +7,20 @@ of 2 MiB, an empty log and two identical region tables; everything but the paylo
 from __future__ import annotations
 
 import struct
-import sys
 import uuid
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, NamedTuple
 
-from build.agent.events import Failure
-from build.formats import pieces
-from build.formats.crc32c import crc32c
-from build.formats.extent import Extent
-from build.formats.findings import Damaged, Finding, at
-from build.formats.writer import Units, derive, put
+from build.formats.lib import pieces
+from build.formats.lib.crc32c import crc32c
+from build.formats.lib.errors import Unsupported
+from build.formats.lib.findings import Damaged, Finding, at
+from build.formats.lib.format import Format, Kind, Machine, Match, Options, Target
+from build.formats.lib.reader import BoundedReader
+from build.formats.lib.words import pack_words, read_words
+from build.formats.lib.writer import Units, derive, put
 
 MIB = 1 << 20
 KIB = 1 << 10
@@ -59,13 +60,13 @@ class Header(NamedTuple):
 
 
 def check_size(size: int) -> None:
-    """Raise Failure for a disk that cannot be a VHDX."""
+    """Raise Unsupported for a disk that cannot be a VHDX."""
     if size > LARGEST:
-        raise Failure(
+        raise Unsupported(
             f"a VHDX holds at most 64 TiB, the disk has {size / (1 << 40):.1f} TiB", "make SIZE smaller"
         )
     if size % 512 or not size:
-        raise Failure(
+        raise Unsupported(
             f"a VHDX must be whole sectors of 512 bytes, the disk has {size} bytes", "build the disk again"
         )
 
@@ -103,7 +104,7 @@ class VhdxWriter:
     def close(self, seed: str) -> None:
         """Write table, metadata, regions and headers."""
         self.file.truncate(self.position)
-        put(self.file, _BAT, _little(self.bat).ljust(self.bat_length, b"\0"))
+        put(self.file, _BAT, pack_words(self.bat, "little").ljust(self.bat_length, b"\0"))
         put(self.file, _METADATA, self._metadata(seed).ljust(MIB, b"\0"))
         region = _with_checksum(_regions(self.bat_length))
         for offset in REGIONS:
@@ -159,24 +160,16 @@ def _right(block: bytes) -> bool:
     return int.from_bytes(block[4:8], "little") == crc32c(block[:4] + bytes(4) + block[8:])
 
 
-def _little(table: array[int]) -> bytes:
-    if sys.byteorder == "little":
-        return table.tobytes()
-    swapped = array(table.typecode, table)
-    swapped.byteswap()
-    return swapped.tobytes()
-
-
 @dataclass
 class VhdxDisk:
     """Reads a VHDX of any maker that has no parent and no log to replay."""
 
-    extent: Extent
+    reader: BoundedReader
 
     def __post_init__(self) -> None:
-        if self.extent.read(0, 8) != b"vhdxfile":
+        if self.reader.read(0, 8) != b"vhdxfile":
             raise Damaged(at(0), "no VHDX identifier here", HYPERV)
-        self.header, self.header_at = _newest_header(self.extent)
+        self.header, self.header_at = _newest_header(self.reader)
         if any(self.header.log_guid):
             raise Damaged(
                 at(self.header_at + 48),
@@ -184,11 +177,11 @@ class VhdxDisk:
                 "every importer",
                 "open the disk once in Hyper-V, which replays them, and export it again",
             )
-        self.regions = _read_regions(self.extent)
+        self.regions = _read_regions(self.reader)
         for name, known in ((BAT, "block table"), (METADATA, "metadata")):
             if name not in self.regions:
                 raise Damaged(at(REGIONS[0]), f"the region table names no {known}", HYPERV)
-        self.items = _read_metadata(self.extent.window(*self.regions[METADATA]), self.regions[METADATA][0])
+        self.items = _read_metadata(self.reader.window(*self.regions[METADATA]), self.regions[METADATA][0])
         self._read_parameters()
         blocks = -(-self.size // self.block_size)
         self.ratio = _ratio(self.block_size, self.sector)
@@ -196,9 +189,7 @@ class VhdxDisk:
         needed = _entries(blocks, self.ratio) * 8
         if needed > length:
             raise Damaged(at(start), f"the block table has {length} bytes, the disk needs {needed}", HYPERV)
-        self.bat = array("Q", self.extent.read(start, needed))
-        if sys.byteorder == "big":
-            self.bat.byteswap()
+        self.bat = read_words("Q", self.reader.read(start, needed), "little")
 
     def _read_parameters(self) -> None:
         start = self.regions[METADATA][0]
@@ -229,7 +220,7 @@ class VhdxDisk:
 
     def facts(self) -> dict[str, str]:
         """Creator, id and block size."""
-        creator = self.extent.read(8, 512).decode("utf-16-le", "replace").split("\0")[0]
+        creator = self.reader.read(8, 512).decode("utf-16-le", "replace").split("\0")[0]
         page_83 = self.items.get(PAGE_83, b"")
         return {
             "creator": creator if creator.isprintable() else "unknown",
@@ -254,34 +245,34 @@ class VhdxDisk:
                 raise Damaged(where, f"block {block} lies partly in a parent disk", HYPERV)
             full = state == FULL
             parts.append(
-                self.extent.read(offset + low - block * self.block_size, high - low)
+                self.reader.read(offset + low - block * self.block_size, high - low)
                 if full
                 else bytes(high - low)
             )
         return b"".join(parts)
 
 
-def _headers(extent: Extent) -> list[tuple[int, Header, bool]]:
+def _headers(reader: BoundedReader) -> list[tuple[int, Header, bool]]:
     """Both headers with their offsets and whether each is sound."""
     found = []
     for offset in HEADERS:
-        raw = extent.read(offset, 4 * KIB)
+        raw = reader.read(offset, 4 * KIB)
         header = Header(*_HEADER.unpack_from(raw))
         found.append((offset, header, header.signature == b"head" and _right(raw)))
     return found
 
 
-def _newest_header(extent: Extent) -> tuple[Header, int]:
-    sound = [(header.sequence, offset, header) for offset, header, right in _headers(extent) if right]
+def _newest_header(reader: BoundedReader) -> tuple[Header, int]:
+    sound = [(header.sequence, offset, header) for offset, header, right in _headers(reader) if right]
     if not sound:
         raise Damaged(at(HEADERS[0]), "neither of the two headers is sound", HYPERV)
     _, offset, header = max(sound)
     return header, offset
 
 
-def _read_regions(extent: Extent) -> dict[uuid.UUID, tuple[int, int]]:
+def _read_regions(reader: BoundedReader) -> dict[uuid.UUID, tuple[int, int]]:
     for offset in REGIONS:
-        raw = extent.read(offset, 64 * KIB)
+        raw = reader.read(offset, 64 * KIB)
         if not raw.startswith(b"regi") or not _right(raw):
             continue
         count = min(struct.unpack_from("<I", raw, 8)[0], 2047)
@@ -290,7 +281,7 @@ def _read_regions(extent: Extent) -> dict[uuid.UUID, tuple[int, int]]:
     raise Damaged(at(REGIONS[0]), "neither of the two region tables is sound", HYPERV)
 
 
-def _read_metadata(region: Extent, start: int) -> dict[uuid.UUID, bytes]:
+def _read_metadata(region: BoundedReader, start: int) -> dict[uuid.UUID, bytes]:
     raw = region.read(0, 64 * KIB)
     if not raw.startswith(b"metadata"):
         raise Damaged(at(start), "no metadata table here", HYPERV)
@@ -302,26 +293,26 @@ def _read_metadata(region: Extent, start: int) -> dict[uuid.UUID, bytes]:
     return items
 
 
-def lint(extent: Extent) -> Iterator[Finding]:
+def lint(reader: BoundedReader) -> Iterator[Finding]:
     """Check headers, regions, metadata and block table; libvhdi and QEMU overlook part of this."""
-    for offset, header, right in _headers(extent):
+    for offset, header, right in _headers(reader):
         if not right:
             yield Finding("error", at(offset), "a header is damaged", HYPERV, "copy the file again")
         elif header.version != 1:
             yield Finding(
                 "error", at(offset + 66), f"version {header.version} instead of 1", HYPERV, "convert again"
             )
-    tables = [extent.read(offset, 64 * KIB) for offset in REGIONS]
+    tables = [reader.read(offset, 64 * KIB) for offset in REGIONS]
     for offset, raw in zip(REGIONS, tables, strict=True):
         if not raw.startswith(b"regi") or not _right(raw):
             yield Finding(
                 "error", at(offset), "a region table is damaged", f"{HYPERV}, QEMU", "copy the file again"
             )
-    disk = VhdxDisk(extent)
-    if extent.size % MIB:
+    disk = VhdxDisk(reader)
+    if reader.size % MIB:
         yield Finding(
             "warning",
-            at(extent.size),
+            at(reader.size),
             "the file is not whole MiB",
             HYPERV,
             "copy the file again: it is cut off",
@@ -332,7 +323,7 @@ def lint(extent: Extent) -> Iterator[Finding]:
 def _lint_bat(disk: VhdxDisk) -> Iterator[Finding]:
     start = disk.regions[BAT][0]
     heads = [(0, MIB), (disk.header.log_offset, disk.header.log_length), *disk.regions.values()]
-    taken = bytearray(disk.extent.size // MIB + 1)
+    taken = bytearray(disk.reader.size // MIB + 1)
     for block in range(-(-disk.size // disk.block_size)):
         state, offset = disk.entry(block)
         if state < 4:
@@ -342,7 +333,7 @@ def _lint_bat(disk: VhdxDisk) -> Iterator[Finding]:
             yield Finding("error", where, f"a block has the reserved state {state}", HYPERV, "convert again")
         if state != FULL:
             continue
-        if offset + disk.block_size > disk.extent.size:
+        if offset + disk.block_size > disk.reader.size:
             yield Finding(
                 "error",
                 where,
@@ -357,3 +348,33 @@ def _lint_bat(disk: VhdxDisk) -> Iterator[Finding]:
         if any(taken[span]):
             yield Finding("error", where, "a block clobbers another block", HYPERV, "convert again")
         taken[span] = b"\1" * (span.stop - span.start)
+
+
+def _recognize(reader: BoundedReader, head: bytes) -> Match:
+    return Match.CERTAIN if head.startswith(b"vhdxfile") else Match.NO
+
+
+def _write(target: Target, options: Options) -> VhdxWriter:
+    return VhdxWriter(target.file, target.size)
+
+
+KIND = Kind(
+    name="vhdx",
+    suffix="vhdx",
+    version=1,
+    driver="vhdx",
+    recognize=_recognize,
+    write=_write,
+    read=VhdxDisk,
+    lint=lint,
+    check_size=check_size,
+)
+FORMATS = (
+    Format(
+        name="vhdx",
+        help="VHDX for Hyper-V",
+        kind=KIND,
+        file="{imagename}.vhdx",
+        machine=Machine("virtio-scsi", "e1000", ("uefi",)),  # generation 2: UEFI, SCSI; QEMU has no VMBus
+    ),
+)

@@ -10,18 +10,19 @@ from __future__ import annotations
 import functools
 import re
 import struct
-import sys
 from array import array
 from collections.abc import Iterator
 from dataclasses import dataclass
-from typing import BinaryIO, Literal, NamedTuple
+from typing import Any, BinaryIO, Literal, NamedTuple
 
-from build.agent.events import Failure
-from build.formats import pieces
-from build.formats.codec import Zlib
-from build.formats.extent import Extent
-from build.formats.findings import Damaged, Finding, at
-from build.formats.writer import Units, derive, put
+from build.formats.lib import pieces
+from build.formats.lib.codec import Zlib
+from build.formats.lib.errors import Unsupported
+from build.formats.lib.findings import Damaged, Finding, at
+from build.formats.lib.format import Format, Kind, Machine, Match, Options, Target, level
+from build.formats.lib.reader import BoundedReader
+from build.formats.lib.words import pack_words, read_words
+from build.formats.lib.writer import Units, derive, put
 
 SECTOR = 512
 GRAIN = pieces.UNIT
@@ -61,13 +62,13 @@ class Header(NamedTuple):
 
 
 def check_size(size: int) -> None:
-    """Raise Failure for a disk that cannot be a VMDK."""
+    """Raise Unsupported for a disk that cannot be a VMDK."""
     if size % SECTOR or not size:
-        raise Failure(
+        raise Unsupported(
             f"a VMDK must be whole sectors of 512 bytes, the disk has {size} bytes", "build the disk again"
         )
     if size > 62 << 40:
-        raise Failure("a VMDK holds at most 62 TiB", "make SIZE smaller")
+        raise Unsupported("a VMDK holds at most 62 TiB", "make SIZE smaller")
 
 
 class VmdkWriter:
@@ -126,7 +127,7 @@ class VmdkWriter:
     def close(self, seed: str) -> None:
         """End the stream: last table, directory, footer, end mark; then header and descriptor."""
         self._end_group()
-        directory = _little(self.directory)
+        directory = pack_words(self.directory, "little")
         directory += bytes(-len(directory) % SECTOR)
         self._marker(len(directory) // SECTOR, DIRECTORY)
         header = self._header(self.position)
@@ -145,7 +146,7 @@ class VmdkWriter:
             return
         self._marker(PER_TABLE * 4 // SECTOR, TABLE)
         self.directory[self.group] = self.position
-        self._write(_little(self.table))
+        self._write(pack_words(self.table, "little"))
         self.position += PER_TABLE * 4 // SECTOR
         self.table = array("I", bytes(4 * PER_TABLE))
 
@@ -155,7 +156,7 @@ class VmdkWriter:
 
     def _write(self, content: bytes) -> None:
         if self.position > 0xFFFFFFFF:
-            raise Failure(
+            raise Unsupported(
                 "the disk does not fit into one VMDK stream (2 TiB compressed)", "make SIZE smaller"
             )
         self.file.write(content)
@@ -211,25 +212,17 @@ def describe(size: int, name: str, adapter: Adapter, content_id: str) -> bytes:
     return "\n".join(lines).encode()
 
 
-def _little(table: array[int]) -> bytes:
-    if sys.byteorder == "little":
-        return table.tobytes()
-    swapped = array(table.typecode, table)
-    swapped.byteswap()
-    return swapped.tobytes()
-
-
 @dataclass
 class VmdkDisk:
     """Reads a VMDK in one sparse file: streamOptimized of both layouts, and monolithicSparse."""
 
-    extent: Extent
+    reader: BoundedReader
 
     def __post_init__(self) -> None:
-        self.head = read_header(self.extent, 0)
+        self.head = read_header(self.reader, 0)
         self.header = self.head
         if self.head.directory == AT_END:
-            self.header = read_header(self.extent, self.extent.size - 2 * SECTOR)
+            self.header = read_header(self.reader, self.reader.size - 2 * SECTOR)
         header = self.header
         self.size = header.capacity * SECTOR
         if not 0 < self.size <= 62 << 40:
@@ -243,13 +236,13 @@ class VmdkDisk:
         if self.compressed and header.compression != 1:
             raise Damaged(at(77), f"compression algorithm {header.compression} is not deflate", ESXI)
         tables = -(-self.size // (self.grain * header.per_table))
-        self.directory = _words(self.extent, header.directory * SECTOR, tables)
+        self.directory = _words(self.reader, header.directory * SECTOR, tables)
         self.table = functools.lru_cache(maxsize=16)(self._read_table)
 
     def _read_table(self, group: int) -> array[int]:
         """A grain table; empty when the directory has none."""
         sector = self.directory[group]
-        return _words(self.extent, sector * SECTOR, self.header.per_table) if sector else array("I")
+        return _words(self.reader, sector * SECTOR, self.header.per_table) if sector else array("I")
 
     def grain_at(self, grain: int) -> int:
         """Sector of a grain; 0 when it is zero."""
@@ -261,8 +254,8 @@ class VmdkDisk:
         """Guest-visible bytes of a stored grain; Damaged when it is broken or not this grain."""
         offset, wanted = sector * SECTOR, min(self.grain, self.size - grain * self.grain)
         if not self.compressed:
-            return self.extent.read(offset, wanted)
-        address, length = _GRAIN.unpack(self.extent.read(offset, _GRAIN.size))
+            return self.reader.read(offset, wanted)
+        address, length = _GRAIN.unpack(self.reader.read(offset, _GRAIN.size))
         if self.header.flags & MARKERS and address != grain * self.header.grain:
             raise Damaged(
                 at(offset), f"a grain says sector {address} instead of {grain * self.header.grain}", ESXI
@@ -270,7 +263,7 @@ class VmdkDisk:
         if not 0 < length <= 2 * self.grain + 4096:
             raise Damaged(at(offset + 8), f"a grain of {length} compressed bytes", ESXI)
         try:
-            data = CODEC.expand(self.extent.read(offset + _GRAIN.size, length), self.grain)
+            data = CODEC.expand(self.reader.read(offset + _GRAIN.size, length), self.grain)
         except ValueError as error:
             raise Damaged(at(offset), f"a grain cannot be expanded: {error}", f"{ESXI}, QEMU") from None
         if len(data) < wanted:
@@ -293,7 +286,7 @@ class VmdkDisk:
         head = self.head
         if not head.descriptor or head.descriptor_size > 2048:
             return {}
-        raw = self.extent.read(head.descriptor * SECTOR, head.descriptor_size * SECTOR)
+        raw = self.reader.read(head.descriptor * SECTOR, head.descriptor_size * SECTOR)
         lines = (line.partition("=") for line in raw.rstrip(b"\0").decode("latin-1").splitlines())
         return {key.strip(): value.strip().strip('"')[:200] for key, _, value in lines}
 
@@ -315,25 +308,22 @@ class VmdkDisk:
         )
 
 
-def read_header(extent: Extent, offset: int) -> Header:
+def read_header(reader: BoundedReader, offset: int) -> Header:
     """A sparse extent header; Damaged when there is none."""
-    header = Header(*_HEADER.unpack(extent.read(offset, SECTOR)))
+    header = Header(*_HEADER.unpack(reader.read(offset, SECTOR)))
     if header.magic != b"KDMV":
         where = "footer" if offset else "header"
         raise Damaged(at(offset), f"no VMDK {where} here", ESXI, "copy the file again: it may be cut off")
     return header
 
 
-def _words(extent: Extent, offset: int, count: int) -> array[int]:
-    table = array("I", extent.read(offset, count * 4))
-    if sys.byteorder == "big":
-        table.byteswap()
-    return table
+def _words(reader: BoundedReader, offset: int, count: int) -> array[int]:
+    return read_words("I", reader.read(offset, count * 4), "little")
 
 
-def lint(extent: Extent) -> Iterator[Finding]:
+def lint(reader: BoundedReader) -> Iterator[Finding]:
     """Walk the whole stream as ESXi does; QEMU's check and libvmdk read the tables only."""
-    start = extent.read(0, min(extent.size, SECTOR))
+    start = reader.read(0, min(reader.size, SECTOR))
     if start.startswith((b"# Disk Descriptor", b"# disk descriptor")):
         yield Finding(
             "error",
@@ -348,7 +338,7 @@ def lint(extent: Extent) -> Iterator[Finding]:
             "error", at(0), "this is an ESX 2 sparse extent (COWD)", ESXI, "convert it to streamOptimized"
         )
         return
-    disk = VmdkDisk(extent)
+    disk = VmdkDisk(reader)
     yield from _lint_header(disk)
     yield from _lint_descriptor(disk)
     if disk.compressed and disk.head.flags & MARKERS:
@@ -394,7 +384,7 @@ def _lint_header(disk: VmdkDisk) -> Iterator[Finding]:
     if head.directory == AT_END and header._replace(directory=AT_END) != head:
         yield Finding(
             "error",
-            at(disk.extent.size - 1024),
+            at(disk.reader.size - 1024),
             "the footer differs from the header in more than the directory's place",
             ESXI,
             "convert again",
@@ -407,7 +397,7 @@ def _lint_descriptor(disk: VmdkDisk) -> Iterator[Finding]:
         yield Finding("error", at(28), "no embedded descriptor", ESXI, "convert again")
         return
     where = at(head.descriptor * SECTOR)
-    raw = disk.extent.read(head.descriptor * SECTOR, head.descriptor_size * SECTOR)
+    raw = disk.reader.read(head.descriptor * SECTOR, head.descriptor_size * SECTOR)
     text, values = raw.rstrip(b"\0").decode("latin-1"), disk.descriptor()
     if not text.startswith("# Disk DescriptorFile"):
         yield Finding(
@@ -447,17 +437,17 @@ def _lint_descriptor(disk: VmdkDisk) -> Iterator[Finding]:
 
 def _walk(disk: VmdkDisk) -> Iterator[Finding]:
     """Follow the stream from grain to grain to its end mark, and compare the tables with what it holds."""
-    extent, position = disk.extent, disk.header.overhead
+    reader, position = disk.reader, disk.header.overhead
     seen: dict[int, int] = {}
     last, ended, tables = -1, False, 0
     while not ended:
         offset = position * SECTOR
-        if offset + SECTOR > extent.size:
+        if offset + SECTOR > reader.size:
             yield Finding(
-                "error", at(extent.size), "the stream has no end mark", ESXI, "append a sector of zeros"
+                "error", at(reader.size), "the stream has no end mark", ESXI, "append a sector of zeros"
             )
             return
-        count, length, kind = _MARKER.unpack(extent.read(offset, SECTOR))
+        count, length, kind = _MARKER.unpack(reader.read(offset, SECTOR))
         position += 1
         if length:
             address = count
@@ -488,7 +478,7 @@ def _walk(disk: VmdkDisk) -> Iterator[Finding]:
             position += count
         else:
             raise Damaged(at(offset), f"a marker of the unknown type {kind}", ESXI)
-    if extent.size - position * SECTOR >= SECTOR:
+    if reader.size - position * SECTOR >= SECTOR:
         yield Finding(
             "error" if disk.head.directory == AT_END else "warning",
             at(position * SECTOR),
@@ -516,3 +506,52 @@ def _lint_tables(disk: VmdkDisk, seen: dict[int, int]) -> Iterator[Finding]:
                 f"{ESXI}, QEMU",
                 "convert again",
             )
+
+
+def _recognize(reader: BoundedReader, head: bytes) -> Match:
+    known = (b"KDMV", b"COWD", b"# Disk Descriptor", b"# disk descriptor")
+    return Match.CERTAIN if head.startswith(known) else Match.NO
+
+
+def adapter(settings: Options, compress: str) -> dict[str, Any]:
+    """The disk controller that the descriptor names."""
+    return {"adapter": settings["ovf"]["controller"]}
+
+
+def codec(options: Options) -> Zlib:
+    """The compressor with the level that the options ask for."""
+    return Zlib(level(options, CODEC.level))
+
+
+def _write(target: Target, options: Options) -> VmdkWriter:
+    controller = options.get("adapter", "lsilogic")
+    return VmdkWriter(target.file, target.size, target.name, controller, codec(options))
+
+
+# VMware's own controller stands in for its LSI Logic, too: QEMU has none of that kind (53C1030), and of
+# its serial one (mptsas1068) the kernel of bookworm sees the controller but no disk.
+MACHINE = Machine("pvscsi", "vmxnet3")
+EFI = Machine("ahci", "vmxnet3", ("uefi",))
+"""OVMF has no driver for VMware's controllers."""
+KIND = Kind(
+    name="vmdk",
+    suffix="vmdk",
+    version=1,
+    driver="vmdk",
+    recognize=_recognize,
+    write=_write,
+    read=VmdkDisk,
+    lint=lint,
+    check_size=check_size,
+    options=adapter,
+)
+FORMATS = (
+    Format(
+        name="vmdk",
+        help="VMDK (streamOptimized) for VMware",
+        kind=KIND,
+        file="{imagename}.vmdk",
+        machine=MACHINE,
+        efi=EFI,
+    ),
+)

@@ -1,0 +1,1 @@
+"""Debian from outside: mirrors, signed releases, packages of this host."""

@@ -1,0 +1,1 @@
+"""Machines that run our images: QEMU, KVM, what they boot from."""

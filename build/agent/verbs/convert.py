@@ -1,0 +1,568 @@
+"""Verb: turn the raw disk into every asked format in one reading, prove each file, then give it its name.
+
+The disk is read front to back, holes skipped. Worker threads compress the units of each piece once for
+every codec in use; this thread hands pieces to the writers in order, so that the number of threads
+changes no byte. Then every finished file is read back by our own readers: each piece's SHA-256 must be
+the raw disk's. Only then is a file renamed from its part.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import hashlib
+import json
+import os
+import re
+import threading
+import time
+from array import array
+from collections import deque
+from collections.abc import Iterator
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO
+
+from build import wire
+from build.agent import cloudstack, files, store
+from build.agent.events import Emit, Failure
+from build.formats import KINDS
+from build.formats.lib import outer, pieces
+from build.formats.lib.codec import Codec, Deflate, Zlib
+from build.formats.lib.findings import Damaged
+from build.formats.lib.format import Target
+from build.formats.lib.reader import BoundedReader
+from build.formats.lib.writer import Units, Writer
+
+SUMS = {"MD5SUMS": "md5", "SHA256SUMS": "sha256", "SHA512SUMS": "sha512"}
+_SLICE = 1 << 20
+_SPAN = 32
+"""Pieces that are read back in one go by one thread."""
+
+
+@dataclass
+class Output:
+    """One asked file on its way from part to name."""
+
+    spec: dict[str, Any]
+    folder: Path
+    inner: BinaryIO | None = None
+    writer: Writer | None = None
+    result: dict[str, Any] = field(default_factory=dict)
+
+    @property
+    def name(self) -> str:
+        """Final file name."""
+        return str(self.spec["file"])
+
+    @property
+    def compress(self) -> str:
+        """Outer compression, empty for none."""
+        return str(self.spec.get("compress") or "")
+
+    @property
+    def inner_name(self) -> str:
+        """Name of the disk file without its outer compression."""
+        return self.name.removesuffix(f".{self.compress}") if self.compress else self.name
+
+    @property
+    def part(self) -> Path:
+        """Where the file grows until it is proven."""
+        return self.folder / f".{self.name}.part"
+
+    @property
+    def inner_part(self) -> Path:
+        """Where the disk file grows: the part itself unless it will be compressed."""
+        return self.folder / f".{self.name}.inner.part" if self.compress else self.part
+
+
+def run(request: wire.Convert, emit: Emit) -> wire.Converted:
+    """Write them, prove them, name them. Raises Failure; then no asked name has changed."""
+    started = time.monotonic()
+    if location := request.location:
+        store.lock(Path(location), emit, "convert")
+    image, outputs = Path(request.image), _outputs(request)
+    try:
+        fd = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise Failure(f"there is no raw disk {image}", "make it first: inv build") from None
+    with _closing(fd):
+        status = os.fstat(fd)
+        size = BoundedReader.whole(fd).size
+        for output in outputs:
+            KINDS[output.spec["kind"]].check_size(size)
+        source = {"size": size, "mtime_ns": status.st_mtime_ns}
+        wanted = [output for output in outputs if request.force or not _known(output, request, source)]
+        if wanted:
+            _convert(fd, size, wanted, request, source, emit, started)
+        beside = _write_beside(outputs[0].folder, request, source)
+    return wire.Converted(
+        files=tuple(output.result for output in outputs),
+        folder=request.outdir,
+        beside=beside,
+        virtual_size=size,
+        guest_sha256=outputs[0].result["guest_sha256"],
+        seconds=round(time.monotonic() - started, 3),
+    )
+
+
+def _outputs(request: wire.Convert) -> list[Output]:
+    folder = Path(request.outdir)
+    outputs = [Output(dict(spec), folder) for spec in request.formats]
+    if not outputs:
+        raise Failure("no format is asked for", f"name one of {', '.join(KINDS)}")
+    for output in outputs:
+        kind = output.spec.setdefault("kind", output.spec["name"])
+        if kind not in KINDS:
+            raise Failure(f"unknown format {kind!r}", f"use one of {', '.join(KINDS)}")
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._+~-]{0,200}", output.name):
+            raise Failure(
+                f"{output.name!r} is no name for an image file", "use letters, digits, dots and dashes"
+            )
+        if output.compress and (
+            output.compress not in outer.KINDS or not output.name.endswith(f".{output.compress}")
+        ):
+            raise Failure(
+                f"{output.name} cannot be compressed as {output.compress!r}",
+                f"end the name with one of {', '.join(outer.KINDS)}",
+            )
+        if (
+            output.name == Path(request.image).name
+            and folder.resolve() == Path(request.image).parent.resolve()
+        ):
+            raise Failure(f"{output.name} is the raw disk itself", "give the artifact another name")
+    if len({output.name for output in outputs}) < len(outputs):
+        raise Failure("two formats have the same file name", "give each its own name in the image definition")
+    return outputs
+
+
+@contextlib.contextmanager
+def _closing(fd: int) -> Iterator[None]:
+    try:
+        yield
+    finally:
+        os.close(fd)
+
+
+def _key(output: Output, request: wire.Convert, source: dict[str, int]) -> str:
+    """Hash of all that decides the file's bytes: disk, settings, our code and the compressor."""
+    told = [
+        output.spec,
+        request.identity,
+        request.epoch,
+        source,
+        _code(),
+        Deflate(12).maker,
+        Zlib().maker,
+    ]
+    return hashlib.sha256(json.dumps(told, sort_keys=True).encode()).hexdigest()
+
+
+def _code() -> str:
+    digest = hashlib.sha256()
+    for path in [Path(__file__), *sorted((Path(__file__).parents[2] / "formats").rglob("*.py"))]:
+        digest.update(path.read_bytes())
+    return digest.hexdigest()
+
+
+def _known(output: Output, request: wire.Convert, source: dict[str, int]) -> bool:
+    """Whether the file is there already, made from this disk in this way and untouched since."""
+    try:
+        manifest = json.loads((output.folder / f"{output.name}.json").read_text(encoding="utf-8"))
+        now = (output.folder / output.name).stat()
+        same = manifest["key"] == _key(output, request, source)
+        same = same and manifest["stamp"] == {"size": now.st_size, "mtime_ns": now.st_mtime_ns}
+        output.result = {**manifest["artifact"], "state": "cached"}
+    except (OSError, ValueError, KeyError, TypeError):
+        return False
+    return bool(same)
+
+
+def _convert(
+    fd: int,
+    size: int,
+    outputs: list[Output],
+    request: wire.Convert,
+    source: dict[str, int],
+    emit: Emit,
+    started: float,
+) -> None:
+    threads = request.threads or len(os.sched_getaffinity(0))
+    folder = outputs[0].folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        _remove_parts(outputs)
+        with ThreadPoolExecutor(threads) as pool, contextlib.ExitStack() as stack:
+            stack.callback(pool.shutdown, wait=True, cancel_futures=True)
+            for output in outputs:
+                output.inner = stack.enter_context(open(output.inner_part, "w+b", buffering=1 << 18))
+                target = Target(output.inner, size, output.inner_name, request.epoch)
+                output.writer = KINDS[output.spec["kind"]].write(target, output.spec.get("options") or {})
+            content = _write(fd, size, outputs, pool, threads, emit)
+            if os.fstat(fd).st_mtime_ns != source["mtime_ns"] or BoundedReader.whole(fd).size != size:
+                raise Failure(
+                    "the raw disk was changed while it was read",
+                    "run it again when nothing writes to the disk",
+                )
+            for output in outputs:
+                assert output.writer is not None
+                assert output.inner is not None
+                output.writer.close(f"{request.identity} {content.sha256}")
+                output.inner.flush()
+            _prove(outputs, content, pool, emit)
+            for output in outputs:
+                if output.compress:
+                    _compress(output, pool, threads, request.epoch, emit)
+            for output in outputs:
+                _describe(output, content, request, source, time.monotonic() - started)
+        _publish(outputs)
+    except Damaged as damage:
+        raise Failure(f"{request.image}: {damage}", "run it again when nothing writes to the disk") from None
+    except OSError as error:
+        raise _explain(error, folder) from error
+    finally:
+        _remove_parts(outputs)
+
+
+def _explain(error: OSError, folder: Path) -> Failure:
+    if error.errno in (errno.ENOSPC, errno.EDQUOT):
+        free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize >> 20
+        return Failure(
+            f"no space left in {folder} ({free} MiB free now)",
+            "free some space there, or set LOCATION elsewhere",
+        )
+    return Failure(f"{error.strerror or error}: {error.filename or folder}")
+
+
+def _remove_parts(outputs: list[Output]) -> None:
+    for output in outputs:
+        for path in (output.part, output.inner_part, _aside(output)):
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                path.unlink()
+
+
+@dataclass
+class Content:
+    """What the raw disk held when it was read: SHA-256 of each piece (zeros for a zero piece) and of all."""
+
+    size: int
+    digests: bytearray
+    sha256: str = ""
+
+    def digest(self, index: int) -> bytes:
+        """SHA-256 of a piece; 32 zero bytes for a piece of zeros."""
+        return bytes(self.digests[32 * index : 32 * index + 32])
+
+
+def _write(
+    fd: int, size: int, outputs: list[Output], pool: ThreadPoolExecutor, threads: int, emit: Emit
+) -> Content:
+    """Read the disk once and feed every writer."""
+    writers = [output.writer for output in outputs if output.writer is not None]
+    codecs: list[Codec] = list(dict.fromkeys(writer.codec for writer in writers if writer.codec is not None))
+    content = Content(size, bytearray(32 * pieces.count(size)))
+    whole = hashlib.sha256()
+    progress = Progress("convert", size, emit)
+
+    def work(data: bytes) -> tuple[bytes, Units]:
+        units = pieces.units(data) if codecs else []
+        packed = {one: [None if unit is None else one.compress(unit) for unit in units] for one in codecs}
+        return hashlib.sha256(data).digest(), packed
+
+    def hash_run(run: pieces.Run) -> None:
+        for index in range(run.index, run.index + run.count):
+            length = pieces.length(index, size)
+            whole.update(pieces.ZERO_PIECE[:length] if run.data is None else run.data)
+            progress.add(length)
+
+    def finish(run: pieces.Run, hashed: Future[None], made: Future[tuple[bytes, Units]] | None) -> None:
+        if made is not None and run.data is not None:
+            digest, packed = made.result()
+            content.digests[32 * run.index : 32 * run.index + 32] = digest
+            for writer in writers:
+                writer.add(run.index, run.data, packed)
+        hashed.result()
+
+    pending: deque[tuple[pieces.Run, Future[None], Future[tuple[bytes, Units]] | None]] = deque()
+    with ThreadPoolExecutor(1) as in_order:
+        try:
+            for run in pieces.scan(fd, size):
+                pending.append(
+                    (run, in_order.submit(hash_run, run), pool.submit(work, run.data) if run.data else None)
+                )
+                if len(pending) > 2 * threads + 2:
+                    finish(*pending.popleft())
+            while pending:
+                finish(*pending.popleft())
+        finally:
+            in_order.shutdown(wait=True, cancel_futures=True)
+    content.sha256 = whole.hexdigest()
+    return content
+
+
+class Progress:
+    """Counts bytes from any thread and tells the client at each half percent."""
+
+    def __init__(self, label: str, total: int, emit: Emit) -> None:
+        self.label, self.total, self.emit = label, total, emit
+        self.done = self.told = 0
+        self.lock = threading.Lock()
+
+    def add(self, length: int) -> None:
+        """Count bytes that are finished."""
+        with self.lock:
+            self.done += length
+            if self.done < self.total and self.done - self.told < max(self.total // 200, 1 << 20):
+                return
+            self.told = self.done
+        self.emit("progress", label=self.label, done=self.told, total=self.total)
+
+
+def _prove(outputs: list[Output], content: Content, pool: ThreadPoolExecutor, emit: Emit) -> None:
+    """Read every disk file back, compare each piece, lint the tables, hash the file, bring it to the disk."""
+    readers = [BoundedReader.whole(output.inner.fileno()) for output in outputs if output.inner is not None]
+    hashed = sum(reader.size for output, reader in zip(outputs, readers, strict=True) if not output.compress)
+    progress = Progress("verify", content.size * len(outputs) + hashed, emit)
+    tasks: list[Future[None]] = []
+    with ThreadPoolExecutor(1) as slow:
+        tasks.extend(
+            slow.submit(os.fsync, reader.fd)
+            for output, reader in zip(outputs, readers, strict=True)
+            if not output.compress
+        )
+        for output, reader in zip(outputs, readers, strict=True):
+            if not output.compress:
+                tasks.append(pool.submit(_hash, output, reader, progress))
+        for output, reader in zip(outputs, readers, strict=True):
+            disk = _read(output, reader)
+            if disk.size != content.size:
+                raise _mismatch(output, 0)
+            total = pieces.count(content.size)
+            tasks.extend(
+                pool.submit(_compare, output, disk, content, range(low, min(low + _SPAN, total)), progress)
+                for low in range(0, total, _SPAN)
+            )
+        try:
+            for task in tasks:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+
+
+def _read(output: Output, reader: BoundedReader) -> pieces.Disk:
+    try:
+        return KINDS[output.spec["kind"]].read(reader)
+    except Damaged as damage:
+        raise Failure(f"{output.name}: read back, {damage}", "this is a defect: report it") from None
+
+
+def _compare(output: Output, disk: pieces.Disk, content: Content, indexes: range, progress: Progress) -> None:
+    for index in indexes:
+        try:
+            data = disk.piece(index)
+        except Damaged as damage:
+            raise Failure(
+                f"{output.name}: read back, {damage}", "check this host's memory and disk, then run again"
+            ) from None
+        zero = data is None or pieces.is_zero(data)
+        found = bytes(32) if zero else hashlib.sha256(data or b"").digest()
+        if found != content.digest(index):
+            raise _mismatch(output, index * pieces.PIECE)
+        progress.add(pieces.length(index, content.size))
+
+
+def _mismatch(output: Output, offset: int) -> Failure:
+    return Failure(
+        f"{output.name}: read back, the content differs from the raw disk at byte {offset:#x} or soon after",
+        "check this host's memory and disk, then run again",
+    )
+
+
+def _hash(output: Output, reader: BoundedReader, progress: Progress | None = None) -> None:
+    """Hash a file as it lies on the disk, all sums in one reading."""
+    digests = {name: hashlib.new(name) for name in SUMS.values()}
+    window = memoryview(bytearray(_SLICE))
+    offset = 0
+    while length := os.preadv(reader.fd, [window], offset):
+        offset += length
+        for digest in digests.values():
+            digest.update(window[:length])
+        if progress:
+            progress.add(length)
+    output.result.update({name: digest.hexdigest() for name, digest in digests.items()})
+
+
+def _compress(output: Output, pool: ThreadPoolExecutor, threads: int, epoch: int, emit: Emit) -> None:
+    """Compress a proven disk file, and prove the result chunk by chunk against it."""
+    assert output.inner is not None
+    source = BoundedReader.whole(output.inner.fileno())
+    packing = Progress(f"compress {output.compress}", source.size, emit)
+    with open(output.part, "w+b", buffering=1 << 18) as target:
+        places = outer.compress(
+            output.compress, source, target, output.inner_name, epoch, pool, 2 * threads + 2, packing.add
+        )
+        target.flush()
+        made = BoundedReader.whole(target.fileno())
+        checking = Progress(f"verify {output.compress}", source.size, emit)
+        tasks = [pool.submit(os.fsync, target.fileno()), pool.submit(_hash, output, made)]
+        tasks += [
+            pool.submit(
+                _compare_chunks,
+                output,
+                source,
+                made,
+                places,
+                range(low, min(low + 16, len(places) - 1)),
+                checking,
+            )
+            for low in range(0, len(places) - 1, 16)
+        ]
+        try:
+            for task in tasks:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+    output.inner.close()
+    output.inner_part.unlink()
+
+
+def _compare_chunks(
+    output: Output,
+    source: BoundedReader,
+    made: BoundedReader,
+    places: array[int],
+    numbers: range,
+    progress: Progress,
+) -> None:
+    step = outer.CHUNK[output.compress]
+    for number in numbers:
+        wanted = min(step, source.size - number * step)
+        packed = made.read(places[number], places[number + 1] - places[number])
+        try:
+            same = outer.unpack(output.compress, packed, wanted) == source.read(number * step, wanted)
+        except ValueError:
+            same = False
+        if not same:
+            raise _mismatch(output, number * step)
+        progress.add(wanted)
+
+
+def _describe(
+    output: Output, content: Content, request: wire.Convert, source: dict[str, int], seconds: float
+) -> None:
+    """Gather the manifest of a file: what it is, what it was made from and with what."""
+    kind = str(output.spec["kind"])
+    status = output.part.stat()
+    makers = _makers(output)
+    output.result = {
+        "file": output.name,
+        "format": output.spec["name"],
+        "state": "built",
+        "virtual_size": content.size,
+        "size": status.st_size,
+        "allocated": status.st_blocks * 512,
+        "guest_sha256": content.sha256,
+        **{name: output.result[name] for name in SUMS.values()},
+        "seconds": round(seconds, 3),
+        "writer": f"{kind} {KINDS[kind].version}",
+        "compressor": ", ".join(makers),
+        "reproducible": not any("zstd" in maker for maker in makers),
+    }
+    if register := output.spec.get("register"):
+        checksum = "{SHA-512}" + output.result["sha512"]
+        output.result["register"] = {**register, "checksum": checksum}
+    manifest = {
+        "artifact": output.result,
+        "settings": {"format": output.spec, "identity": request.identity, "epoch": request.epoch},
+        "about": request.about,
+        "source": source,
+        "key": _key(output, request, source),
+        "stamp": {"size": status.st_size, "mtime_ns": status.st_mtime_ns},
+    }
+    _write_whole(_aside(output), json.dumps(manifest, indent=2, sort_keys=True) + "\n")
+
+
+def _makers(output: Output) -> list[str]:
+    """Libraries and versions that decide the file's bytes."""
+    inner = output.writer.codec if output.writer else None
+    return ([inner.maker] if inner else []) + ([outer.maker(output.compress)] if output.compress else [])
+
+
+def _aside(output: Output) -> Path:
+    return output.folder / f".{output.name}.json.part"
+
+
+def _write_whole(path: Path, text: str) -> None:
+    with open(path, "w", encoding="utf-8") as file:
+        file.write(text)
+        file.flush()
+        os.fsync(file.fileno())
+
+
+def _publish(outputs: list[Output]) -> None:
+    """Give every file its name. Sums of a file that is being replaced go first: a missing line is no lie."""
+    folder = outputs[0].folder
+    names = {output.name for output in outputs}
+    for path in cloudstack.naming(folder, names):
+        path.unlink()
+    kept = {sums: _sums(folder, sums, names) for sums in SUMS}
+    for sums, lines in kept.items():
+        _replace_sums(folder, sums, lines)
+    for output in outputs:
+        (folder / f"{output.name}.json").unlink(missing_ok=True)
+        os.replace(output.part, folder / output.name)
+        os.replace(_aside(output), folder / f"{output.name}.json")
+    for sums, algorithm in SUMS.items():
+        added = {output.name: output.result[algorithm] for output in outputs}
+        _replace_sums(folder, sums, {**kept[sums], **added})
+    _sync(folder)
+
+
+def _write_beside(folder: Path, request: wire.Convert, source: dict[str, int]) -> dict[str, str]:
+    """Write what CloudStack wants beside the files; answers all of it."""
+    spec = request.cloudstack
+    texts = cloudstack.texts(folder, spec, source) if spec else {}
+    try:
+        for name, text in texts.items():
+            _replace(folder / name, text)
+        if texts:
+            _sync(folder)
+    except OSError as error:
+        raise _explain(error, folder) from error
+    return texts
+
+
+def _replace(path: Path, text: str) -> None:
+    """Give a small file its content in one go; leave it alone if it has it."""
+    with contextlib.suppress(OSError, ValueError):
+        if path.read_text(encoding="utf-8") == text:
+            return
+    files.write(path, text.encode())
+
+
+def _sync(folder: Path) -> None:
+    handle = os.open(folder, os.O_RDONLY)
+    with _closing(handle):
+        os.fsync(handle)
+
+
+def _sums(folder: Path, sums: str, replaced: set[str]) -> dict[str, str]:
+    """Lines of a sum file for the files that are still there and stay."""
+    try:
+        text = (folder / sums).read_text(encoding="utf-8")
+    except OSError:
+        return {}
+    rows = (line.partition("  ") for line in text.splitlines())
+    return {
+        name: value for value, _, name in rows if name and name not in replaced and (folder / name).exists()
+    }
+
+
+def _replace_sums(folder: Path, sums: str, lines: dict[str, str]) -> None:
+    if not lines:
+        (folder / sums).unlink(missing_ok=True)
+        return
+    _replace(folder / sums, "".join(f"{value}  {name}\n" for name, value in sorted(lines.items())))

@@ -1,0 +1,137 @@
+"""Verb: build one layer, or say that it is there."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import json
+import shlex
+import shutil
+import sys
+import time
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+from build import wire
+from build.agent import memory, sandbox, store
+from build.agent.events import Emit, Failure
+from build.agent.sandbox import BuildPaths, Tree
+
+COPY_TREE = Path(__file__).parents[1] / "copy_tree.py"
+"""Copies a tree in memory to the disk. A step may run it before its end, too, as `$COPY_TREE`."""
+
+MEMORY_PER_BYTE = 2.5
+"""A tree goes into memory when this many times its expected size is available."""
+
+FULL = 1 << 20
+"""Bytes free below which a disk counts as full."""
+
+
+def run(request: wire.Layer, emit: Emit) -> wire.Built:
+    """Build it, whole or not at all."""
+    place = BuildPaths.of(request.place)
+    key = request.key
+    store.lock(place.location, emit, request.what)
+    if store.has(place, key):
+        store.use(place, key)
+        return wire.Built("cached", 0.0)
+    started = time.monotonic()
+    place.store.mkdir(parents=True, exist_ok=True)
+    part = store.part(place, key)
+    sandbox.remove(place, part)
+    for name in ("tree", "work", "files", "secrets", "scratch"):
+        (part / name).mkdir(parents=True, mode=0o700 if name == "secrets" else 0o755)
+    (part / "tree").chmod(0o755)
+    write_files(part / "files", request.files)
+    for name, value in request.secrets.items():
+        (part / "secrets" / name).write_text(value, encoding="utf-8")
+    tree, before, after = _tree(place, request, part)
+    copying = {"COPY_TREE": str(COPY_TREE), "TARGET": str(part / "tree")} if tree.memory else {}
+    log = place.location / "logs" / f"{request.step}.log"
+    outcome = sandbox.run(
+        place,
+        tree,
+        request.script,
+        variables={**variables(part, request.epoch, request.variables), **copying},
+        log=log,
+        emit=emit,
+        label=request.step,
+        before=before,
+        after=after,
+    )
+    check(place, part, outcome, request.step, log, request.script)
+    _commit(
+        place, part, key, {**request.record, "notes": outcome.notes, "seconds": time.monotonic() - started}
+    )
+    return wire.Built("built", time.monotonic() - started, tuple(outcome.notes))
+
+
+def variables(part: Path, epoch: int, more: Mapping[str, str]) -> dict[str, str]:
+    """Environment of a step's script."""
+    return {
+        "FILES": str(part / "files"),
+        "SECRETS": str(part / "secrets"),
+        "WORK": str(part / "scratch"),
+        "TMPDIR": str(part / "scratch"),  # what a killed tool leaves goes with the part
+        "PYTHON": sys.executable,
+        "SOURCE_DATE_EPOCH": str(epoch),
+        **more,
+    }
+
+
+def write_files(folder: Path, files: Mapping[str, wire.File]) -> None:
+    """Lay a step's files down; names are those of the overlay and may hold any byte but NUL."""
+    for name, file in files.items():
+        target = folder / name
+        target.parent.mkdir(parents=True, exist_ok=True)
+        target.write_bytes(base64.b64decode(file.content))
+        target.chmod(file.mode)
+
+
+def check(place: BuildPaths, part: Path, outcome: sandbox.Outcome, step: str, log: Path, text: str) -> None:
+    """Turn a script that did not end well into a Failure with what a person needs to go on.
+
+    One that said itself what is wrong leaves nothing; of one that broke, `part` stays to be looked at.
+    """
+    if outcome.status == 0 and not outcome.failed:
+        return
+    if outcome.failed:
+        sandbox.remove(place, part)
+        raise Failure(outcome.failed, outcome.hint, log=str(log), tail=[])
+    script = part / "step.sh"
+    with contextlib.suppress(OSError):  # on a full disk there is no room for it
+        script.write_text(text, encoding="utf-8", errors="surrogateescape")
+    tail = log.read_text(encoding="utf-8", errors="replace").splitlines()[-20:]
+    what = f": {outcome.command.splitlines()[0][:200]}" if outcome.command else ""
+    # The log lies on the same disk: where that is full it may have had no room for the reason.
+    full = "No space left on device" in "\n".join(tail) or shutil.disk_usage(log.parent).free < FULL
+    raise Failure(
+        f"{step}: the disk is full" if full else f"{step} failed (exit {outcome.status}){what}",
+        f"free some space below {log.parent.parent}" if full else f"read {log}; the script lies in {script}",
+        log=str(log),
+        tail=tail,
+    )
+
+
+def _tree(place: BuildPaths, request: wire.Layer, part: Path) -> tuple[Tree, list[str], list[str]]:
+    """What the step works on, and shell lines before and after it."""
+    if request.bootstrap:
+        if memory.available() > MEMORY_PER_BYTE * request.expected_bytes:
+            return Tree(memory=True), [], ['"$PYTHON" -I -B "$COPY_TREE" "$ROOT" "$TARGET" "$WORK/copied"']
+        return Tree(upper=part / "tree"), [], []
+    below = tuple(store.path(place, key) / "tree" for key in reversed(request.below))
+    if place.overlay:
+        return Tree(lower=below, upper=part / "tree", work=part / "work"), [], []
+    source, target = shlex.quote(str(below[0])), shlex.quote(str(part / "tree"))
+    return Tree(upper=part / "tree"), [f"cp -a --reflink=auto {source}/. {target}"], []
+
+
+def _commit(place: BuildPaths, part: Path, key: str, told: Mapping[str, Any]) -> None:
+    """Give the layer its name; only its tree and its record stay."""
+    sandbox.remove(place, part / "work", part / "files", part / "secrets", part / "scratch")
+    size = sandbox.disk_usage(place, part / "tree")
+    (part / "layer.json").write_text(
+        json.dumps({**told, "key": key, "bytes": size, "made": int(time.time())}), encoding="utf-8"
+    )
+    part.rename(store.path(place, key))

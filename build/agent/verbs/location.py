@@ -1,0 +1,85 @@
+"""Verb: settle where and how this host builds, before anything is planned.
+
+Defaults that depend on the host (who we are, his data directory, whether overlayfs works) are decided here.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import hmac
+import os
+import secrets
+import shutil
+import tempfile
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+from build import wire
+from build.agent import facts, process, sandbox, store
+from build.agent.events import Emit, Failure
+
+
+def run(request: wire.Location, emit: Emit) -> wire.Located:
+    """Settle it; with `create` the location is made and proved (writable, privileges, overlay)."""
+    known = facts.gather()
+    root = known["uid"] == 0
+    location = Path(request.location or (store.ROOT_LOCATION if root else f"{known['data_dir']}/systemvm"))
+    mountpoint = Path(request.mountpoint or f"/mnt/{request.imagename}")
+    image = Path(request.imageloc or location / f"{request.imagename}.img")
+    mode = "root" if root else "user"
+    visible = (*request.keep_visible, str(image.parent))
+    place = wire.BuildPaths(str(location), str(mountpoint), mode, True, visible)
+    if request.create:
+        _make(location)
+        _prove(mode, known)
+        place = replace(place, overlay=sandbox.overlay_works(location, mode))
+        sandbox.mountpoint_lines(sandbox.BuildPaths.of(place))
+        if not place.overlay:
+            emit("note", text=f"overlayfs does not work on {location}: every layer is a full copy")
+    elif location.is_dir() and os.access(location, os.W_OK) and shutil.which("unshare"):
+        place = replace(place, overlay=sandbox.overlay_works(location, mode))
+    digests = {name: _digest(location, value, request.create) for name, value in request.secrets.items()}
+    return wire.Located(place, str(image), digests)
+
+
+def _make(location: Path) -> None:
+    try:
+        if not location.is_dir():
+            location.mkdir(parents=True)
+            location.chmod(0o755)  # whoever waits for it may read who holds it, whatever our umask
+        (location / "logs").mkdir(exist_ok=True)
+        tempfile.TemporaryFile(dir=location).close()
+    except OSError as error:
+        raise Failure(
+            f"LOCATION {location} is not writable: {error.strerror}",
+            "set SYSTEMVM_LOCATION to a folder of yours, or give it to you",
+        ) from error
+
+
+def _prove(mode: str, known: dict[str, Any]) -> None:
+    """Open the namespaces once: the only way to know that they open."""
+    done = process.run([*sandbox.namespaces(mode), "true"], check=False)
+    if done.returncode == 0:
+        return
+    if mode == "user" and not known["subids"]:
+        raise Failure(
+            f"{known['user']} has no sub-id range to build as an ordinary user",
+            f"run: sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {known['user']}",
+        )
+    reason = done.stderr.strip().splitlines()[-1:] or ["unshare failed"]
+    raise Failure(f"this host does not let {known['user']} open namespaces: {reason[0]}", "run: inv doctor")
+
+
+def _digest(location: Path, value: str, create: bool) -> str:
+    """Digest a secret under LOCATION's own key, so that a layer's key tells nothing about it."""
+    if not value:
+        return ""
+    file = location / "secret"
+    if not file.exists():
+        if not create:
+            return "unknown"
+        handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        os.write(handle, secrets.token_bytes(32))
+        os.close(handle)
+    return hmac.new(file.read_bytes(), value.encode(), hashlib.sha256).hexdigest()

@@ -1,0 +1,77 @@
+#!/bin/bash
+# Parameters: STUB (empty: no UEFI) GRUB (empty: no BIOS) PREFIX GRUB_MODULES
+# tool NAME ARGUMENT...: run a tool of this step
+tool() { "$PYTHON" -I -B "$FILES/$1" "${@:2}"; }
+
+# shown COMMAND ARGUMENT...: run a command and pass its progress on
+shown() {
+    "$@" | while IFS=$'\t' read -r label reached total; do
+        progress "$label" "$reached" "$total"
+    done
+}
+
+# No root was needed for this: device nodes of a tree that root built would be the only difference.
+# The kernel fills /dev by itself.
+mount -t tmpfs -o mode=755 tmpfs "$ROOT/dev"
+
+kernel="$(in_tree readlink -e /vmlinuz)" ||
+    fail "the tree has no kernel at /vmlinuz" "add a kernel package, or fix the link"
+initramfs="$(in_tree readlink -e /initrd.img)" ||
+    fail "the tree has no initramfs at /initrd.img" "fix the link, or make it: update-initramfs -c -k all"
+version="${kernel##*/vmlinuz-}"
+[ "${initramfs##*/}" = "initrd.img-$version" ] ||
+    fail "/vmlinuz leads to $kernel and /initrd.img to $initramfs" "let both lead to one version"
+[ ! -e "$ROOT/boot/grub/grub.cfg" ] ||
+    fail "the tree brings its own /boot/grub/grub.cfg" "take it out; set kernel_cmdline"
+[ -x "$ROOT/usr/sbin/mke2fs" ] || fail "the tree has no mke2fs" "add e2fsprogs to the packages"
+
+stub=
+if [ -n "$STUB" ]; then
+    stub=$ROOT/$STUB
+    [ -f "$stub" ] || fail "the tree has no stub for UEFI" "add systemd-boot-efi to the packages"
+fi
+if [ -n "$GRUB" ]; then
+    [ -f "$ROOT/$GRUB/boot.img" ] || fail "the tree has no GRUB for BIOS" "add grub-pc-bin to the packages"
+fi
+
+boots=("$ROOT$kernel" "$ROOT$initramfs" "$stub")
+in_tree lsinitramfs "$initramfs" >"$WORK/initramfs" &
+listing=$!
+if ! refused="$(tool layout.py "$FILES/disk.json" "$ROOT" "${boots[@]}" "$WORK")"; then
+    [ -n "$refused" ] || refused=$'the disk cannot be laid out\tread the log of this step'
+    fail "${refused%%$'\t'*}" "${refused#*$'\t'}"
+fi
+if ! wait "$listing" || ! grep -qx init "$WORK/initramfs"; then
+    fail "the initramfs $initramfs is damaged" "make it anew: update-initramfs -u"
+fi
+grep -q "lib/modules/$version/" "$WORK/initramfs" ||
+    fail "the initramfs $initramfs holds no module for $version" "make it anew: update-initramfs -u"
+
+menu=()
+if [ -n "$GRUB" ]; then
+    in_tree grub-mkimage --format=i386-pc --prefix="$PREFIX" "${GRUB_MODULES[@]}" >"$WORK/core.img"
+    device="$(cut -d' ' -f1 "$WORK/cmdline")"
+    sed "s/@ROOT@/$device/" "$FILES/grub.cfg" >"$WORK/grub.cfg"
+    grep -qF " $device " "$WORK/grub.cfg"
+    menu=("$WORK/grub.cfg")
+fi
+if [ -n "$STUB" ]; then
+    printf '%s' "$version" >"$WORK/uname"
+    # The kernel comes last: it unpacks itself over what follows.
+    tool uki.py "$stub" "$WORK/linux.efi" .osrel="$ROOT/usr/lib/os-release" .cmdline="$WORK/cmdline" \
+        .uname="$WORK/uname" .initrd="$ROOT$initramfs" .linux="$ROOT$kernel"
+fi
+
+# An image that is cut off is thrown away: one wait for the disk, at the end, is enough.
+quickly() { tool nosync.py "$PYTHON" -I -B "$FILES/$1" "${@:2}"; }
+shown quickly ext4.py "$WORK/plan.json" "$FILES/disk.json" "$ROOT" "$OUT" "$FILES/mke2fs.conf" \
+    "$WORK" "${menu[@]}"
+
+if [ -n "$STUB" ]; then
+    tool fat.py "$WORK/plan.json" "$OUT" EFI/BOOT/BOOTX64.EFI="$WORK/linux.efi"
+fi
+if [ -n "$GRUB" ]; then
+    tool bios.py "$WORK/plan.json" "$OUT" "$ROOT/$GRUB/boot.img" "$WORK/core.img"
+fi
+tool gpt.py "$WORK/plan.json" "$OUT"
+shown tool digest.py "$WORK/plan.json" "$OUT" "$OUT.json"

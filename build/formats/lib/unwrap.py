@@ -1,0 +1,175 @@
+"""Look into bz2, gz, zip and zst: expand the image inside into a sparse file, within bounds."""
+
+from __future__ import annotations
+
+import bz2
+import struct
+import zlib
+from collections.abc import Callable, Iterator
+from typing import BinaryIO
+
+from build.formats.lib import pieces
+from build.formats.lib.codec import zstd_stream
+from build.formats.lib.errors import Unsupported
+from build.formats.lib.findings import Damaged, at
+from build.formats.lib.reader import BoundedReader
+
+_STEP = 1 << 20
+_CLOUDSTACK = "CloudStack and every unpacker"
+_CUT = "copy the file again: it is cut off or damaged"
+
+
+def recognize(reader: BoundedReader) -> str:
+    """Name of the outer compression, empty for none."""
+    head = reader.read(0, min(reader.size, 10))
+    if head.startswith(b"BZh") and head[4:10] in (b"1AY&SY", b"\x17rE8P\x90"):
+        return "bz2"
+    if head.startswith(b"\x1f\x8b\x08"):
+        return "gz"
+    if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
+        return "zip"
+    return "zst" if head.startswith(b"\x28\xb5\x2f\xfd") else ""
+
+
+def expand(
+    kind: str, reader: BoundedReader, target: BinaryIO, limit: int, report: Callable[[int], None]
+) -> int:
+    """Expand into `target`, zeros as holes, and answer the size.
+
+    Raises Damaged for a broken or cut-off file, and Unsupported when more than `limit` bytes come out.
+    """
+    maker = {"bz2": _bz2, "gz": _gz, "zip": _zip, "zst": _zst}[kind]
+    size = 0
+    for data in maker(reader, report):
+        for start in range(0, len(data), pieces.UNIT):
+            part = data[start : start + pieces.UNIT]
+            if not pieces.is_zero(part):
+                target.seek(size + start)
+                target.write(part)
+        size += len(data)
+        if size > limit:
+            raise Unsupported(
+                f"the {kind} expands to more than {limit >> 30} GiB",
+                "unpack it yourself and inspect what is inside",
+            )
+    target.truncate(size)
+    target.flush()
+    return size
+
+
+def _portions(reader: BoundedReader, offset: int, end: int, report: Callable[[int], None]) -> Iterator[bytes]:
+    while offset < end:
+        data = reader.read(offset, min(_STEP, end - offset))
+        offset += len(data)
+        report(len(data))
+        yield data
+
+
+def _bz2(reader: BoundedReader, report: Callable[[int], None]) -> Iterator[bytes]:
+    stream, started = bz2.BZ2Decompressor(), False
+    try:
+        for data in _portions(reader, 0, reader.size, report):
+            while data:
+                if stream.eof:
+                    stream, started = bz2.BZ2Decompressor(), False
+                started = True
+                out = stream.decompress(data, _STEP)
+                while out:
+                    yield out
+                    out = b"" if stream.eof or stream.needs_input else stream.decompress(b"", _STEP)
+                data = stream.unused_data if stream.eof else b""
+    except OSError as error:
+        raise Damaged("bz2 stream", str(error), _CLOUDSTACK, _CUT) from None
+    if started and not stream.eof:
+        raise Damaged(at(reader.size), "the bz2 stream has no end", _CLOUDSTACK, _CUT)
+
+
+def _inflate(
+    reader: BoundedReader, offset: int, end: int, bits: int, report: Callable[[int], None], many: bool
+) -> Iterator[bytes]:
+    stream = zlib.decompressobj(bits)
+    try:
+        for data in _portions(reader, offset, end, report):
+            while data:
+                if stream.eof:
+                    if not many or not data.startswith(b"\x1f\x8b"):
+                        return
+                    stream = zlib.decompressobj(bits)
+                yield stream.decompress(data, _STEP)
+                data = stream.unused_data if stream.eof else stream.unconsumed_tail
+    except zlib.error as error:
+        raise Damaged("deflate stream", str(error), _CLOUDSTACK, _CUT) from None
+    if not stream.eof:
+        raise Damaged(at(end), "the deflate stream has no end", _CLOUDSTACK, _CUT)
+
+
+def _gz(reader: BoundedReader, report: Callable[[int], None]) -> Iterator[bytes]:
+    return _inflate(reader, 0, reader.size, 31, report, many=True)
+
+
+def _zst(reader: BoundedReader, report: Callable[[int], None]) -> Iterator[bytes]:
+    try:
+        yield from zstd_stream(_portions(reader, 0, reader.size, report), _STEP)
+    except ValueError as error:
+        raise Damaged("zstd stream", str(error), _CLOUDSTACK, _CUT) from None
+
+
+def _zip(reader: BoundedReader, report: Callable[[int], None]) -> Iterator[bytes]:
+    method, start, length, crc = _largest_member(reader)
+    total = 0
+    made = (
+        _portions(reader, start, start + length, report)
+        if method == 0
+        else _inflate(reader, start, start + length, -15, report, many=False)
+    )
+    for data in made:
+        total = zlib.crc32(data, total)
+        yield data
+    if total != crc:
+        raise Damaged(at(start), "the CRC of the file in the zip is wrong", _CLOUDSTACK, _CUT)
+
+
+def _largest_member(reader: BoundedReader) -> tuple[int, int, int, int]:
+    """Method, data offset, packed length and CRC of the largest file in a zip."""
+    tail_at = max(reader.size - 65557 - 76, 0)
+    tail = reader.read(tail_at, reader.size - tail_at)
+    end = tail.rfind(b"PK\x05\x06")
+    if end < 0 or len(tail) - end < 22:
+        raise Damaged(at(reader.size), "the zip has no central directory", _CLOUDSTACK, _CUT)
+    size, offset = struct.unpack_from("<II", tail, end + 12)
+    if 0xFFFFFFFF in (size, offset) and tail[max(end - 20, 0) :].startswith(b"PK\x06\x07"):
+        (record,) = struct.unpack_from("<Q", tail, end - 12)
+        size, offset = struct.unpack_from("<QQ", reader.read(record, 56), 40)
+    if size > _STEP:
+        raise Damaged(at(offset), "the zip's directory is larger than 1 MiB", _CLOUDSTACK)
+    members = list(_members(reader.read(offset, size)))
+    if not members:
+        raise Damaged(at(offset), "the zip holds no file", _CLOUDSTACK)
+    _, flags, method, crc, length, header_at = max(members)
+    if flags & 1 or method not in (0, 8):
+        raise Damaged(at(header_at), "the zip is encrypted or uses a method other than deflate", _CLOUDSTACK)
+    head = reader.read(header_at, 30)
+    if not head.startswith(b"PK\x03\x04"):
+        raise Damaged(at(header_at), "no file header here", _CLOUDSTACK, _CUT)
+    name, extra = struct.unpack_from("<HH", head, 26)
+    return method, header_at + 30 + name + extra, length, crc
+
+
+def _members(directory: bytes) -> Iterator[tuple[int, int, int, int, int, int]]:
+    """Size, flags, method, CRC, packed length and header offset of each file in a central directory."""
+    at_entry = 0
+    while directory.startswith(b"PK\x01\x02", at_entry) and at_entry + 46 <= len(directory):
+        flags, method = struct.unpack_from("<HH", directory, at_entry + 8)
+        crc, length, size, name, extra, comment = struct.unpack_from("<IIIHHH", directory, at_entry + 16)
+        (offset,) = struct.unpack_from("<I", directory, at_entry + 42)
+        fields = directory[at_entry + 46 + name : at_entry + 46 + name + extra]
+        if fields.startswith(b"\x01\0"):
+            wide = [
+                value[0] for value in struct.iter_unpack("<Q", fields[4 : 4 + (len(fields) - 4) // 8 * 8])
+            ]
+            values = []
+            for value in (size, length, offset):
+                values.append(wide.pop(0) if value == 0xFFFFFFFF and wide else value)
+            size, length, offset = values
+        yield size, flags, method, crc, length, offset
+        at_entry += 46 + name + extra + comment

@@ -1,0 +1,39 @@
+"""What every format's writer is to the conversion, and the ids it may use."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import BinaryIO, Protocol
+
+from build.formats.lib.codec import Codec
+
+Units = Mapping[Codec, Sequence[bytes | None]]
+"""A piece's units of 64 KiB, compressed once for every codec in use; None for a unit of zeros."""
+
+_NAMESPACE = uuid.UUID("6f0b5b1e-3c0a-5c77-9d0e-2f6f9f1c7a55")
+
+
+class Writer(Protocol):
+    """Writes one file, piece by piece in rising order, zero pieces left out."""
+
+    @property
+    def codec(self) -> Codec | None:
+        """What the units must be compressed with; None when the writer takes the plain piece."""
+
+    def add(self, index: int, data: bytes, units: Units) -> None:
+        """Write a piece that is not zero."""
+
+    def close(self, seed: str) -> None:
+        """Write tables and heads; every id in them comes from `seed`."""
+
+
+def derive(seed: str, purpose: str) -> uuid.UUID:
+    """Name a thing by what it is made of: the same image gives the same id on every host."""
+    return uuid.uuid5(_NAMESPACE, f"{seed}\n{purpose}")
+
+
+def put(file: BinaryIO, offset: int, content: bytes) -> None:
+    """Write at an offset."""
+    file.seek(offset)
+    file.write(content)

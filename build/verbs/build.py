@@ -1,0 +1,76 @@
+"""The build, from the first check of the host to the image and its formats."""
+
+from __future__ import annotations
+
+import time
+
+from build import wire
+from build.engine.console import size
+from build.engine.pipeline import Build
+from build.verbs import artifacts, convert
+
+
+def preflight(build: Build) -> None:
+    """Check settings, tools, space and privileges before anything else; then resolve, before any download."""
+    if build.flags.formats or build.settings.formats:
+        wanted = convert.chosen(build.flags.formats, build.settings)
+        convert.request(build.loaded, wanted, "", "", 0, build.settings.convert)
+        build.host.ensure_compressors("convert")
+    build.host.ask(wire.Preflight(build.site.place.location, build.site.image), build.follow)
+    resolve(build)
+
+
+def resolve(build: Build) -> None:
+    """Print what the mirror has for us, or how old what we use instead is."""
+    started = time.monotonic()
+    found = build.resolution
+    total = size(sum(package.size for package in found.packages))
+    what = f"{len(found.packages)} packages, {total}, as of {_date(found.epoch)}"
+    if build.flags.frozen:
+        what += f"; frozen, the mirror was asked {_age(time.time() - found.checked)} ago"
+    build.console.step("frozen" if build.flags.frozen else "ok", "resolve", time.monotonic() - started, what)
+
+
+def _date(seconds: int) -> str:
+    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
+
+
+def _age(seconds: float) -> str:
+    for length, unit in ((86400, "days"), (3600, "hours"), (60, "minutes")):
+        if seconds >= 2 * length:
+            return f"{int(seconds // length)} {unit}"
+    return f"{int(seconds)} seconds"
+
+
+def mount(build: Build, keep: bool) -> None:
+    """Prove the sandbox, or show the finished tree on the host."""
+    if not keep:
+        preflight(build)
+        build.mount()
+        return
+    top = build.ensure("seal")
+    shown = build.host.ask(wire.Keep(build.site.place, "mount", tuple(top.chain)))
+    build.console.line(
+        f"the finished tree is mounted read-only at {shown.mountpoint}; "
+        + build.again("take it away with: inv umount")
+    )
+
+
+def umount(build: Build) -> None:
+    """Unmount what --keep mounted."""
+    shown = build.host.ask(wire.Keep(build.prospect.place, "umount"))
+    build.console.line(f"unmounted {shown.mountpoint}")
+
+
+def build(build: Build) -> None:
+    """Finish a build: convert to what was asked for and say where it lies."""
+    if made := build.disk():
+        disk = made.manifest["disk"]
+        build.console.line(
+            f"image {made.image}  {size(disk['size'])} ({size(disk['allocated'])} on disk)  "
+            f"sha256 {disk['sha256'][:16]}"
+        )
+        artifacts.bring_home(build, made)
+    if build.flags.formats or build.settings.formats:
+        wanted = convert.chosen(build.flags.formats, build.settings)
+        artifacts.bring_home(build, convert.order(build, wanted, build.resolution.epoch))
