@@ -13,9 +13,10 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from build import wire
 from build.engine import pipeline, plan, script
+from build.engine.hosts.session import encode
 from build.engine.plan import Layer, Step
-from build.engine.session import encode
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 SERVE = (sys.executable, "-I", "-B", str(CHECKOUT / "build/agent/__main__.py"), "serve")
@@ -32,11 +33,16 @@ class Refused(Exception):
 
 
 class Agent:
-    """One agent process; `prefix` runs it as somebody else or somewhere else."""
+    """One agent process; `prefix` runs it as somebody else or somewhere else, `options` are its own."""
 
-    def __init__(self, prefix: Sequence[str] = (), beat: bool = True) -> None:
+    def __init__(self, prefix: Sequence[str] = (), beat: bool = True, options: Sequence[str] = ()) -> None:
         self.process = subprocess.Popen(
-            [*prefix, *SERVE], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True, bufsize=1, cwd="/"
+            [*prefix, *SERVE, *options],
+            stdin=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+            bufsize=1,
+            cwd="/",
         )
         self.events: list[dict[str, Any]] = []
         self._writing = threading.Lock()
@@ -59,7 +65,7 @@ class Agent:
             self.process.stdin.flush()
 
     def send(self, verb: str, **request: Any) -> None:
-        self.write(json.dumps({"verb": verb, **request}) + "\n")
+        self.write(json.dumps({"verb": verb, **wire.dump(request)}) + "\n")
 
     def until(self, *kinds: str) -> dict[str, Any]:
         assert self.process.stdout is not None
@@ -104,7 +110,7 @@ def layer_request(where: dict[str, Any], layer: Layer, **more: Any) -> dict[str,
         "below": list(layer.parents),
         "step": layer.step.name,
         "script": script.render(layer.step.script),
-        "files": encode(layer.step.files),
+        "files": wire.dump(encode(layer.step.files)),
         "secrets": {},
         "bootstrap": layer.step.bootstrap,
         "expected_bytes": 1 << 20,

@@ -1,4 +1,7 @@
-"""Rings, and what each may do. A test belongs to the ring of its folder; none is ever skipped."""
+"""Rings, and what each may do. A test belongs to the ring of its folder; none is ever skipped.
+
+One marked `soak(SECONDS)`, its cost on two idle cores, is left to `./inv test --ring soak`.
+"""
 
 from __future__ import annotations
 
@@ -15,18 +18,43 @@ import pytest
 from build.engine.rings import PRIVILEGED, RINGS
 from tests.images import system as system  # for every ring that needs a built image
 from tests.images import tiny as tiny
+from tests.soak import slice_of
 
 HERE = Path(__file__).resolve().parent
 
 
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add what `./inv test --ring soak` passes on."""
+    parser.addoption(
+        "--soak-seconds", type=int, help="play a random slice of the soak ring that takes so long"
+    )
+    parser.addoption("--soak-seed", type=int, default=0, help="what chooses it, and what the cases draw from")
+
+
+@pytest.fixture(scope="session")
+def seed(request: pytest.FixtureRequest) -> int:
+    """What a soak case draws its moments from."""
+    return int(request.config.getoption("--soak-seed"))
+
+
 @pytest.hookimpl(tryfirst=True)
-def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
-    """Mark each test with the ring of its folder."""
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Mark each test with the ring of its folder, and keep of the soak ring the slice that was asked for."""
     for item in items:
         ring = item.path.relative_to(HERE).parts[0]
         if ring not in RINGS:
             raise pytest.UsageError(f"{item.nodeid} is in no ring: move it to tests/{{{','.join(RINGS)}}}")
         item.add_marker(ring)
+    costs = {item.nodeid: _cost(*mark.args) for item in items if (mark := item.get_closest_marker("soak"))}
+    if seconds := config.getoption("--soak-seconds"):
+        chosen = slice_of(costs, seconds, config.getoption("--soak-seed"))
+        config.hook.pytest_deselected(items=[item for item in items if item.nodeid not in chosen])
+        items[:] = [item for item in items if item.nodeid in chosen]
+
+
+def _cost(seconds: int) -> int:
+    """Read a soak mark; raises TypeError for one that says no cost."""
+    return seconds
 
 
 @pytest.hookimpl(wrapper=True)

@@ -11,36 +11,50 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from build.agent import convert
-from build.convert import descriptor
+from build import wire
+from build.agent.verbs import convert
 from build.engine.options import Options
 from build.engine.settings import Settings
-from build.formats.extent import Extent
-from build.formats.findings import Finding, collect
-from build.formats.pieces import Disk
-from build.formats.table import KINDS
+from build.formats import FORMATS, KINDS
+from build.formats.lib.errors import Unsupported
+from build.formats.lib.findings import Finding, collect
+from build.formats.lib.format import Format
+from build.formats.lib.pieces import Disk
+from build.formats.lib.reader import BoundedReader
+from build.verbs.convert import descriptor
 
 MIB = 1 << 20
 EPOCH = 1_700_000_000
+
+
+def options(row: Format) -> dict[str, Any]:
+    """What its writer must be told."""
+    ovf = {"ovf": descriptor(row.descriptor, Settings(), Options(), row.name)} if row.descriptor else {}
+    return {**row.options, **ovf}
+
+
+def takes(row: Format) -> bool:
+    """Whether it takes small disks; one that does not brings a round trip of its own."""
+    try:
+        row.kind.check_size(8 * MIB)
+    except Unsupported:
+        return False
+    return True
+
+
 ALL: Mapping[str, Mapping[str, Any]] = {
-    "vhd": {"kind": "vhd", "options": {"creator": "xen"}},
-    "hyperv-vhd": {"kind": "vhd", "options": {"creator": "hyperv"}},
-    "vhdx": {"kind": "vhdx"},
-    "qcow2": {"kind": "qcow2"},
+    **{name: {"kind": row.kind.name, "options": options(row)} for name, row in FORMATS.items() if takes(row)},
     "qcow2-v3": {"kind": "qcow2", "options": {"version": 3}},
     "qcow2-zstd": {"kind": "qcow2", "options": {"version": 3, "compression": "zstd"}},
     "qcow2-plain": {"kind": "qcow2", "options": {"compression": "none"}},
-    "vmdk": {"kind": "vmdk"},
-    "ova": {"kind": "ova", "options": {"ovf": descriptor(Settings(), Options(), "ova")}},
-    "raw": {"kind": "raw"},
 }
 """Every way a format can be asked for, by a name that is also its file's."""
 
 
 def spec(name: str, compress: str = "") -> dict[str, Any]:
-    """What the agent is asked for one file, called NAME.KIND[.COMPRESS]."""
+    """What the agent is asked for one file, called NAME.SUFFIX[.COMPRESS]."""
     row = ALL[name]
-    file = f"{name}.{row['kind']}" + (f".{compress}" if compress else "")
+    file = f"{name}.{KINDS[row['kind']].suffix or name}" + (f".{compress}" if compress else "")
     return {"name": name, **row, "file": file, "compress": compress}
 
 
@@ -55,7 +69,10 @@ def ask(image: Path, outdir: Path, specs: Sequence[Mapping[str, Any]], **more: A
         "threads": 2,
         **more,
     }
-    return convert.run(request, lambda kind, **fields: None)
+    told: dict[str, Any] = wire.dump(
+        convert.run(wire.load(wire.Convert, request), lambda kind, **fields: None)
+    )
+    return told
 
 
 def one(image: Path, outdir: Path, name: str, **more: Any) -> Path:
@@ -132,11 +149,11 @@ def partition(path: Path) -> None:
 
 
 @contextlib.contextmanager
-def opened(path: Path) -> Iterator[Extent]:
-    """The whole of a file as an extent."""
+def opened(path: Path) -> Iterator[BoundedReader]:
+    """The whole of a file as an reader."""
     fd = os.open(path, os.O_RDONLY)
     try:
-        yield Extent.whole(fd)
+        yield BoundedReader.whole(fd)
     finally:
         os.close(fd)
 
@@ -152,14 +169,14 @@ def content(disk: Disk) -> bytes:
 
 def read(path: Path, kind: str) -> bytes:
     """What our reader makes of a file."""
-    with opened(path) as extent:
-        return content(KINDS[kind].read(extent))
+    with opened(path) as reader:
+        return content(KINDS[kind].read(reader))
 
 
 def lint(path: Path, kind: str) -> list[Finding]:
     """What our linter says of a file."""
-    with opened(path) as extent:
-        return collect(KINDS[kind].lint(extent))
+    with opened(path) as reader:
+        return collect(KINDS[kind].lint(reader))
 
 
 def errors(path: Path, kind: str) -> list[str]:

@@ -16,10 +16,10 @@ from typing import Any
 
 import pytest
 
+from build import STEPS as STEPS
 from tests import cli
 
 TINY = ("--image", "config/tiny.yaml")
-STEPS = ("debootstrap", "initramfs", "tweak", "minimize", "keepalived-render", "seal")
 
 
 @dataclass(frozen=True)

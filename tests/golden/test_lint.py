@@ -6,6 +6,8 @@ import subprocess
 import sys
 from pathlib import Path
 
+from build import STEPS
+
 CHECKOUT = Path(__file__).resolve().parents[2]
 SHEBANGS = ("#!/bin/sh", "#!/bin/bash", "#!/usr/bin/env bash")
 
@@ -28,7 +30,7 @@ def shell_scripts() -> list[Path]:
     return [
         path
         for path in tracked()
-        if path.suffix == ".sh"
+        if path.suffix in (".sh", ".bash")
         or path.read_bytes()[:32].startswith(tuple(line.encode() for line in SHEBANGS))
     ]
 
@@ -48,11 +50,16 @@ def test_types_hold() -> None:
 def test_a_client_calls_nothing_that_a_mac_lacks() -> None:
     """What a host or the sandbox runs is for Linux; what a client imports of it is not looked into."""
     darwin = ("--platform", "darwin", "--follow-imports", "silent")
-    steps = (CHECKOUT / "build").glob("*.py")
-    clean(sys.executable, "-m", "mypy", *darwin, "tasks.py", "build/engine", *steps)
+    views = (CHECKOUT / "build").glob("*.py")
+    steps = (f"build/{name.replace('-', '_')}/__init__.py" for name in (*STEPS, "disk"))
+    clean(sys.executable, "-m", "mypy", *darwin, "tasks.py", "build/engine", "build/verbs", *views, *steps)
 
 
 def test_shell_is_clean() -> None:
     scripts = shell_scripts()
     assert {CHECKOUT / "inv", CHECKOUT / ".ci/run", CHECKOUT / "build/engine/install.sh"} <= set(scripts)
-    clean("shellcheck", *scripts)
+    assert {path.parent.name.replace("_", "-") for path in scripts if path.name == "script.bash"} == {
+        *STEPS,
+        "disk",
+    }
+    clean("shellcheck", *(path for path in scripts if path.parent.name != "golden"))

@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from tests import cli
+from tests import cli, standin
 from tests.buildhost import HOST, Buildhost, wait_for
 from tests.images import STEPS, TINY, Built, link, sha256
 from tests.remote.clients import FLAGS, begun, is_free, provide, run, start
@@ -25,7 +25,8 @@ def test_a_build_that_is_left_to_the_host_comes_home_with_the_same_bytes(
     """It is watched by another user, waited for by a third, attached to twice, and brought home once."""
     shown, here = provide(tiny, there, "alice", "systemvm")
     assert "no build was left" in run(there, "alice", "status", *TINY)
-    assert "it goes on without us" in run(there, "alice", "build", "--detach", *FLAGS)
+    left = run(there, "alice", "build", "--detach", *FLAGS)
+    assert f"it goes on without us: inv -H alice@{HOST} --image {TINY[1]} status" in left
     wait_for(begun(here))
     seen = run(there, "carol", "--rootless", "status", *TINY, "--set", f"location={shown}")
     assert "running at debootstrap" in seen
@@ -116,6 +117,35 @@ def test_an_image_is_verified_where_it_lies(ready: tuple[str, ...], there: Build
     there.wait_until_empty()
 
 
+def test_an_image_is_rehearsed_where_it_lies(
+    ready: tuple[str, ...], there: Buildhost, tmp_path: Path
+) -> None:
+    """The scripts go there and have no name any more when the machine runs, the report comes home."""
+
+    def lent() -> list[str]:
+        return there.inside("find", "/var/tmp", "-name", "systemvm-lent*").split()
+
+    scripts, logs = standin.served(tmp_path / "vms"), there.folder / "images/ready/logs"
+    line = ("rehearse", "--scripts", str(scripts), *ready, "--to", str(tmp_path))
+    client = start(there, "alice", *line)
+    wait_for(lambda: list(logs.glob("serial-rehearse-*")))
+    assert lent() == []
+    os.killpg(client.pid, signal.SIGKILL)
+    client.communicate(timeout=60)
+    there.wait_until_empty()
+    done = cli.inv("-H", f"alice@{HOST}", *line, prefix=there.prefix, env=there.env)
+    assert done.returncode == 1
+    # This image is no CloudStack's: it has no folder for a boot line.
+    told = json.loads((tmp_path / "tiny.rehearsal.json").read_text())
+    assert [(step["name"], step["state"]) for step in told["steps"]] == [
+        ("guest agent answers", "ok"),
+        ("boot line", "FAIL"),
+    ]
+    assert "guest-file-open" in done.stdout
+    assert lent() == []
+    there.wait_until_empty()
+
+
 def test_fetching_goes_on_where_it_was_cut_off(
     tiny: Built, ready: tuple[str, ...], there: Buildhost, tmp_path: Path
 ) -> None:
@@ -195,7 +225,7 @@ def test_a_full_disk_there_is_told_before_anything_is_done(there: Buildhost) -> 
         flags = (*TINY, "--set", "location=/var/lib/images/full")
         said = cli.refuse("-H", f"root@{HOST}", "build", *flags, prefix=there.prefix, env=there.env)
         assert "MiB free" in said
-        assert "inv -H root@127.0.0.1 clean" in said
+        assert f"inv -H root@127.0.0.1 --image {TINY[1]} clean" in said
     finally:
         there.inside("umount", "/var/lib/images/full")
     there.inside("mount", "-t", "tmpfs", "-o", "size=64k,mode=1777", "full", "/var/tmp")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import configparser
+import hashlib
 import os
 import shutil
 import subprocess
@@ -111,6 +113,20 @@ def test_a_client_whose_own_do_not_load_there_fetches_those_that_do(
     assert [sha256(tmp_path / "kept" / name) for name in MADE] == [sha256(here / name) for name in MADE]
     assert "vmdk" in inspect(bare, **client)
     assert [path.stat().st_ino for path in bare.folder.glob("vartmp/systemvm-compressors-*")] == [born]
+
+
+def test_what_cloudstack_wants_comes_home_with_its_files(bare: Buildhost, here: Path, tmp_path: Path) -> None:
+    where: dict[str, Any] = {"prefix": bare.prefix, "env": bare.env}
+    more = (*flags(ABROAD), "--set", "cloudstack_release=4.22.0", "-H", f"alice@{HOST}")
+    cli.succeed("convert.ova", "--to", str(tmp_path), *more, **where)
+    checksum = hashlib.sha512((tmp_path / "tiny.ova").read_bytes()).hexdigest()
+    described = configparser.ConfigParser()
+    described.read(tmp_path / "metadata.ini")
+    assert described["vmware"]["checksum"] == checksum
+    assert (tmp_path / "sha512sum.txt").read_text() == f"{checksum}  tiny.ova\n"
+    assert (tmp_path / "md5sum.txt").read_text().endswith("  tiny.ova\n")
+    shown = cli.succeed("register", "--url", "https://files.example", *more, **where)
+    assert f"checksum={{SHA-512}}{checksum}" in shown
 
 
 def test_files_of_another_content_are_never_sent(

@@ -40,7 +40,7 @@ def cut(how: str, there: Buildhost, clients: list[subprocess.Popen[str]]) -> Non
             assert client.returncode != 0
             assert how != "Ctrl-C" or client.returncode == 130
             if said and how == "no network":
-                assert "the network is gone" in said or "no byte came for 20 s" in said
+                assert "the network is lost" in said or "no byte came for 20 s" in said
                 assert "Traceback" not in said
 
 

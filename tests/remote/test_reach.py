@@ -124,7 +124,7 @@ def test_a_key_that_is_not_wanted_is_told_so(there: Buildhost, ssh: Path, tmp_pa
     buildhost.keygen(tmp_path / "other")
     (ssh / "config").write_text(f"Host *\n  IdentityFile {tmp_path}/other\n")
     said = refuse(there, "-H", f"root@{HOST}", *CONFIG)
-    assert "lets root in with none of" in said
+    assert "permission denied (publickey) for root" in said
     assert f"{tmp_path}/other" in said
 
 

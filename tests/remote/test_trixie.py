@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from build.agent import packages
+from build.agent.debian import packages
 from tests import buildhost, cli
 from tests.buildhost import HOST, Buildhost
 from tests.images import Built, sha256

@@ -10,8 +10,8 @@ from typing import Any
 
 import pytest
 
-from build import debootstrap, initramfs
-from build.agent import fetch, resolve
+from build import debootstrap, initramfs, wire
+from build.agent.verbs import fetch, resolve
 from build.engine import plan
 from build.engine.plan import File, Step
 from build.engine.resolution import Resolution
@@ -64,9 +64,8 @@ def resolved(folder: Path, *asked: str) -> Resolution:
         "store": str(folder / "store"),
         "frozen": False,
     }
-    answer = resolve.run(request, lambda kind, **fields: None)
-    fetched = {"packages": answer["packages"], "debs": str(folder / "debs"), "apt_proxy": ""}
-    fetch.run(fetched, lambda kind, **fields: None)
+    answer = resolve.run(wire.load(wire.Resolve, request), lambda kind, **fields: None)
+    fetch.run(wire.Fetch(tuple(answer["packages"]), str(folder / "debs")), lambda kind, **fields: None)
     return Resolution.from_json(answer)
 
 

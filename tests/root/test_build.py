@@ -39,6 +39,19 @@ def test_nothing_changed_means_all_cached(tiny: Built) -> None:
     assert tiny.image.stat().st_mtime_ns == before
 
 
+def test_what_a_build_finds_cached_counts_as_just_used_and_what_is_looked_at_does_not(tiny: Built) -> None:
+    records = [tiny.location / "cache/root" / key / "layer.json" for key in tiny.manifest["layers"]]
+    for record in records:  # each worker has its own, but the file in it is of all
+        own = shutil.copy(record, record.with_name("copy"))
+        os.utime(own, (1, 1))
+        own.rename(record)
+    cli.succeed("plan", *tiny.flags)
+    assert {record.stat().st_mtime for record in records} == {1}
+    cli.succeed("minimize", *tiny.flags, "--frozen")
+    used = [record.parent.name.rpartition("-")[0] for record in records if record.stat().st_mtime > 1]
+    assert used == list(STEPS[:4])
+
+
 def test_every_task_brings_what_it_needs(tiny: Built) -> None:
     states = cli.states(cli.succeed("minimize", *tiny.flags, "--frozen"))
     assert [name for name in states if name in STEPS] == list(STEPS[:4])
@@ -115,6 +128,7 @@ def test_an_ordinary_user_gets_the_same_bytes(tiny: Built, tmp_path: Path) -> No
     assert [path.name for path in location.iterdir()] == ["lock"]
 
 
+@pytest.mark.soak(70)
 def test_where_overlayfs_cannot_stack_layers_are_copies_and_the_bytes_the_same(
     tiny: Built, tmp_path: Path
 ) -> None:

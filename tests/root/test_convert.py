@@ -11,7 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from build.agent import inspect
+from build import wire
+from build.agent.verbs import inspect
 from tests.disks import ALL, MIB, ask, errors, lint, make, one, patch, spec, usual
 
 pytestmark = pytest.mark.root
@@ -101,8 +102,9 @@ def test_odd_sizes(size: int, tmp_path: Path) -> None:
 
 def test_two_tebibytes_sparse(tmp_path: Path) -> None:
     """The largest VHD: written by the writer alone, because hashing 2 TiB of zeros takes its time."""
-    from build.formats.pieces import units
-    from build.formats.table import KINDS, Target
+    from build.formats import KINDS
+    from build.formats.lib.format import Target
+    from build.formats.lib.pieces import units
 
     size = 2040 << 30
     data = b"first".ljust(2 * MIB, b".")
@@ -128,8 +130,8 @@ def test_vhdiinfo_shows_the_exact_size_and_our_uuid(tmp_path: Path) -> None:
     path = one(disk, tmp_path, "vhd")
     shown = run("vhdiinfo", path)
     assert f"({disk.stat().st_size} bytes)" in shown
-    told = inspect.run({"file": str(path)}, lambda kind, **fields: None)
-    assert told["facts"]["uuid"] in shown
+    told = inspect.run(wire.Inspect(str(path)), lambda kind, **fields: None)
+    assert told.facts["uuid"] in shown
     assert "Dynamic" in shown
 
 
@@ -235,9 +237,9 @@ def test_a_zip_of_more_than_4_gib(tmp_path: Path) -> None:
         "None",
     ]
     told = inspect.run(
-        {"file": str(tmp_path / "raw.raw.zip"), "work": str(tmp_path)}, lambda kind, **fields: None
+        wire.Inspect(str(tmp_path / "raw.raw.zip"), str(tmp_path)), lambda kind, **fields: None
     )
-    assert told["virtual_size"] == (4 << 30) + 2 * MIB
+    assert told.virtual_size == (4 << 30) + 2 * MIB
 
 
 FOREIGN = {
@@ -270,9 +272,9 @@ def test_files_that_others_made_are_read_right(name: str, tmp_path: Path) -> Non
     disk = usual(tmp_path / "disk.img")
     path = tmp_path / "foreign"
     run("qemu-img", "convert", "-f", "raw", *FOREIGN[name], disk, path)
-    told = inspect.run({"file": str(path), "content": True}, lambda kind, **fields: None)
-    assert told["guest_sha256"] == hashlib.sha256(disk.read_bytes()).hexdigest()
-    found = [finding["text"] for finding in told["findings"] if finding["severity"] == "error"]
+    told = inspect.run(wire.Inspect(str(path), content=True), lambda kind, **fields: None)
+    assert told.guest_sha256 == hashlib.sha256(disk.read_bytes()).hexdigest()
+    found = [finding["text"] for finding in told.findings if finding["severity"] == "error"]
     if name in EXPECTED:
         assert any(EXPECTED[name] in text for text in found), found
     else:
@@ -283,9 +285,9 @@ def test_what_qemu_does_to_a_vhd_is_named(tmp_path: Path) -> None:
     """Without force_size the disk grows to a whole geometry and its backup partition table is lost."""
     disk = usual(tmp_path / "disk.img")
     run("qemu-img", "convert", "-f", "raw", "-O", "vpc", disk, tmp_path / "q.vhd")
-    told = inspect.run({"file": str(tmp_path / "q.vhd")}, lambda kind, **fields: None)
-    assert told["virtual_size"] > disk.stat().st_size
-    assert any("backup partition table" in finding["text"] for finding in told["findings"])
+    told = inspect.run(wire.Inspect(str(tmp_path / "q.vhd")), lambda kind, **fields: None)
+    assert (told.virtual_size or 0) > disk.stat().st_size
+    assert any("backup partition table" in finding["text"] for finding in told.findings)
 
 
 def test_qemu_agrees_when_refcounts_are_wrong(tmp_path: Path) -> None:

@@ -21,7 +21,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 RUN = r"""
 import json, re, sys
 sys.path.insert(0, sys.argv[1])
-from build.agent.convert import run
+from build.agent.verbs.convert import run
 from build.agent.events import Failure, emit
 try:
     run(json.loads(sys.argv[2]), emit)
@@ -56,18 +56,30 @@ def names(folder: Path) -> set[str]:
 SPECS = [spec("vhd", "bz2"), spec("qcow2"), spec("ova"), spec("vhdx")]
 
 
-@pytest.mark.parametrize("seed", range(8))
-def test_killed_at_any_moment(seed: int, tmp_path: Path) -> None:
+@pytest.mark.parametrize("number", range(8))
+def test_killed_at_any_moment(number: int, tmp_path: Path) -> None:
+    kill(number, tmp_path)
+
+
+@pytest.mark.soak(60)
+def test_killed_at_many_moments(seed: int, tmp_path: Path) -> None:
+    for number in random.Random(seed).sample(range(1 << 16), 30):
+        (tmp_path / str(number)).mkdir()
+        kill(number, tmp_path / str(number))
+
+
+def kill(number: int, tmp_path: Path) -> None:
+    """Kill a conversion at a moment drawn from the number: what has a name is whole, a second run works."""
     disk, out = usual(tmp_path / "disk.img", 64 * MIB), tmp_path / "out"
     ask(disk, out, [spec("vhdx")])
     earlier = (out / "vhdx.vhdx").read_bytes()
     with open(disk, "r+b") as file:
         file.seek(20 * MIB)
         file.write(b"another build")
-    stop_after = random.Random(seed).randrange(1, 60)
+    stop_after = random.Random(number).randrange(1, 60)
     with start(disk, out, SPECS) as child:
-        for number, _ in enumerate(lines(child)):
-            if number == stop_after:
+        for said, _ in enumerate(lines(child)):
+            if said == stop_after:
                 child.send_signal(signal.SIGKILL)
                 break
     for name in (row["file"] for row in SPECS):
@@ -82,10 +94,11 @@ def test_killed_at_any_moment(seed: int, tmp_path: Path) -> None:
 
 
 def _assert_whole(path: Path) -> None:
-    from build.agent import inspect
+    from build import wire
+    from build.agent.verbs import inspect
 
-    told = inspect.run({"file": str(path), "work": str(path.parent)}, lambda kind, **fields: None)
-    assert [finding for finding in told["findings"] if finding["severity"] == "error"] == []
+    seen = inspect.run(wire.Inspect(str(path), str(path.parent)), lambda kind, **fields: None)
+    assert [finding for finding in seen.findings if finding["severity"] == "error"] == []
 
 
 @pytest.fixture

@@ -22,9 +22,9 @@ import pytest
 
 from build import disk
 from build.engine import plan, script
+from build.engine.hosts.session import encode
 from build.engine.plan import Step
 from build.engine.resolution import Resolution
-from build.engine.session import encode
 from build.engine.settings import Loaded, Settings
 from tests import ordinary
 from tests.agent import Agent, Refused, build, place

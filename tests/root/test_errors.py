@@ -106,10 +106,9 @@ def test_an_image_definition_says_file_and_line(tmp_path: Path) -> None:
 
 def test_verbs_that_need_an_image_say_how_to_get_one(tmp_path: Path) -> None:
     flags = (*TINY, "--set", f"location={tmp_path}/none")
-    for line in (("verify",), ("boot",), ("convert.vhd",), ("convert",)):
-        assert "run: inv build" in cli.refuse(*line, *flags)
-    assert "run: inv build" in cli.refuse("shell", *flags)
-    assert "run: inv build" in cli.refuse("why", "tweak", *flags)
+    build = f"run: inv {' '.join(TINY)} build"
+    for line in (("verify",), ("boot",), ("convert.vhd",), ("convert",), ("shell",), ("why", "tweak")):
+        assert build in cli.refuse(*line, *flags)
     assert not (tmp_path / "none").exists()
 
 

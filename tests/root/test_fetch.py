@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from build.agent import fetch
+from build import wire
 from build.agent.events import Failure
+from build.agent.verbs import fetch
 from tests import mirror
 from tests.agent import Agent, Refused
 from tests.mirror import Mirror
@@ -51,25 +52,25 @@ def packages(served: tuple[Mirror, str]) -> list[dict[str, Any]]:
 
 
 @pytest.fixture
-def bring(tmp_path: Path, packages: list[dict[str, Any]]) -> Callable[..., tuple[dict[str, Any], Events]]:
-    def run(**changes: Any) -> tuple[dict[str, Any], Events]:
+def bring(tmp_path: Path, packages: list[dict[str, Any]]) -> Callable[..., tuple[wire.Fetched, Events]]:
+    def run(**changes: Any) -> tuple[wire.Fetched, Events]:
         events: Events = []
-        request = {"packages": packages, "debs": str(tmp_path / "debs"), "apt_proxy": "", **changes}
+        request = wire.Fetch(**{"packages": tuple(packages), "debs": str(tmp_path / "debs"), **changes})
         answer = fetch.run(request, lambda kind, **fields: events.append({"event": kind, **fields}))
         return answer, events
 
     return run
 
 
-Bring = Callable[..., tuple[dict[str, Any], Events]]
+Bring = Callable[..., tuple[wire.Fetched, Events]]
 Served = tuple[Mirror, str]
 
 
 def test_what_comes_is_whole_and_counted(bring: Bring, served: Served, tmp_path: Path) -> None:
     answer, events = bring()
-    assert answer["bytes"] == sum(SIZES.values())
-    assert [Path(path).name for path in answer["paths"]] == [f"{name}_1%3a2_all.deb" for name in SIZES]
-    for path, name in zip(answer["paths"], SIZES, strict=True):
+    assert answer.bytes == sum(SIZES.values())
+    assert [Path(path).name for path in answer.paths] == [f"{name}_1%3a2_all.deb" for name in SIZES]
+    for path, name in zip(answer.paths, SIZES, strict=True):
         assert Path(path).read_bytes() == (served[0].root / f"{name}.deb").read_bytes()
     done = [event["done"] for event in events if event["event"] == "progress"]
     assert done == sorted(done)
@@ -81,7 +82,7 @@ def test_what_is_there_is_not_fetched_again(bring: Bring, served: Served) -> Non
     bring()
     served[0].asked.clear()
     answer, _ = bring()
-    assert answer["bytes"] == 0
+    assert answer.bytes == 0
     assert served[0].asked == []
 
 
@@ -90,13 +91,13 @@ def test_what_root_has_is_copied_unless_it_is_damaged(
 ) -> None:
     monkeypatch.setattr(fetch, "ROOTS", tmp_path / "roots")
     answer, _ = bring(debs=str(tmp_path / "roots"))
-    damaged = Path(answer["paths"][0])
+    damaged = Path(answer.paths[0])
     damaged.write_bytes(bytes(SIZES["big"]))
     served[0].asked.clear()
     answer, _ = bring()
-    assert answer["bytes"] == SIZES["big"]
+    assert answer.bytes == SIZES["big"]
     assert served[0].asked == ["big.deb"]
-    for path, name in zip(answer["paths"], SIZES, strict=True):
+    for path, name in zip(answer.paths, SIZES, strict=True):
         assert Path(path).read_bytes() == (served[0].root / f"{name}.deb").read_bytes()
         assert Path(path).parent == tmp_path / "debs"
     assert len(list((tmp_path / "debs").iterdir())) == len(SIZES)
@@ -104,13 +105,13 @@ def test_what_root_has_is_copied_unless_it_is_damaged(
 
 def test_a_damaged_file_of_the_cache_is_fetched_again(bring: Bring, served: Served) -> None:
     answer, _ = bring()
-    damaged = Path(answer["paths"][0])
+    damaged = Path(answer.paths[0])
     damaged.write_bytes(b"\0" * SIZES["big"])
     served[0].asked.clear()
     again, _ = bring()
     assert served[0].asked == ["big.deb"]
     assert damaged.read_bytes() == (served[0].root / "big.deb").read_bytes()
-    assert again["paths"] == answer["paths"]
+    assert again.paths == answer.paths
 
 
 def test_a_cut_line_goes_on_where_it_was_cut(bring: Bring, served: Served) -> None:
@@ -122,7 +123,7 @@ def test_a_cut_line_goes_on_where_it_was_cut(bring: Bring, served: Served) -> No
 
     archive.faults["big.deb"] = once
     answer, events = bring()
-    assert Path(answer["paths"][0]).read_bytes() == (archive.root / "big.deb").read_bytes()
+    assert Path(answer.paths[0]).read_bytes() == (archive.root / "big.deb").read_bytes()
     ranges = [headers["Range"] for headers in archive.headers if "Range" in headers]
     assert len(ranges) == 1
     assert 0 < int(ranges[0][6:-1]) <= 1 << 20
@@ -152,7 +153,7 @@ def test_a_server_without_ranges_starts_over(
 
     served[0].faults["big.deb"] = whole
     answer, _ = bring()
-    assert Path(answer["paths"][0]).read_bytes() == (served[0].root / "big.deb").read_bytes()
+    assert Path(answer.paths[0]).read_bytes() == (served[0].root / "big.deb").read_bytes()
 
 
 def test_a_wrong_file_is_named_and_not_kept(bring: Bring, served: Served, tmp_path: Path) -> None:
@@ -198,7 +199,7 @@ def test_a_busy_server_is_asked_again_and_a_dead_one_named(
 def test_a_mirror_may_be_a_folder(bring: Bring, served: Served, packages: list[dict[str, Any]]) -> None:
     local = [{**package, "url": f"file://{served[0].root}/{package['name']}.deb"} for package in packages]
     answer, _ = bring(packages=local)
-    assert answer["bytes"] == sum(SIZES.values())
+    assert answer.bytes == sum(SIZES.values())
     assert served[0].asked == []
 
 
@@ -210,7 +211,7 @@ def test_a_redirect_is_followed(bring: Bring, served: Served, packages: list[dic
 
     archive.faults["old.deb"] = moved
     answer, _ = bring(packages=[{**packages[2], "url": f"{url}/old.deb"}])
-    assert answer["bytes"] == 1
+    assert answer.bytes == 1
 
 
 def test_a_full_disk_is_told_before_anything_comes(

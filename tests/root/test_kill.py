@@ -121,9 +121,28 @@ def test_a_silent_client_counts_as_gone(tmp_path: Path) -> None:
     assert_clean(tmp_path, mark)
 
 
+def test_a_client_on_this_machine_may_be_stopped_and_go_on(tmp_path: Path) -> None:
+    """As by Ctrl-Z and `fg`, for longer than a client behind a network may be silent."""
+    mark = f"mark-{tmp_path.name}-{random.getrandbits(64):x}"
+    agent = Agent(beat=False, options=("--local",))
+    start_slow(agent, tmp_path, mark)
+    time.sleep(12)  # the 10 s of a remote one are over
+    assert ours(mark)
+    agent.close()
+    assert_clean(tmp_path, mark)
+
+
 def test_kill_at_any_moment_of_a_chain(tmp_path: Path) -> None:
-    """Twelve agents die at random moments; each leaves whole layers or none."""
-    dice = random.Random(7)
+    kill(tmp_path, random.Random(7), 12)
+
+
+@pytest.mark.soak(80)
+def test_kill_at_many_moments_of_a_chain(seed: int, tmp_path: Path) -> None:
+    kill(tmp_path, random.Random(seed), 150)
+
+
+def kill(tmp_path: Path, dice: random.Random, times: int) -> None:
+    """Agents die at random moments; each leaves whole layers or none."""
     steps = [
         BASE,
         *(
@@ -132,7 +151,7 @@ def test_kill_at_any_moment_of_a_chain(tmp_path: Path) -> None:
         ),
     ]
     layers = plan.layers(steps)
-    for _ in range(12):
+    for _ in range(times):
         agent = Agent()
         for layer in layers:
             agent.send("layer", **layer_request(place(tmp_path), layer))

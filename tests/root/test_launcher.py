@@ -21,7 +21,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 LAUNCHER = (
     "inv",
     "build/__init__.py",
-    "build/agent/packages.py",
+    "build/agent/debian/packages.py",
     "build/engine/__init__.py",
     "build/engine/handover.py",
     "build/engine/install.sh",
@@ -51,6 +51,11 @@ def show(c, text=""):
 
 for name in ("build", "config", "plan", "test", "verify"):
     globals()[name] = task(show, name=name, default=name == "build")
+
+
+@task
+def register(c, url, zone, endpoint):
+    show(c)
 """
 PIN = re.compile(r"^invoke==.*?(?=^\S)", re.M | re.S)
 LACK = "need build  no-such-tool  no-such-package  nothing\n"
@@ -96,7 +101,7 @@ def write(folder: Path) -> Path:
     assert pin
     (folder / "requirements.lock").write_text(pin[0])
     (folder / "requirements-dev.lock").write_text(f"{pin[0]}# and what tests need\n")
-    table = folder / "build/agent/packages.py"
+    table = folder / "build/agent/debian/packages.py"
     rows = [line for line in table.read_text().splitlines(keepends=True) if not line.startswith("need")]
     table.write_text("".join(rows))
     return folder
@@ -121,7 +126,7 @@ def lacking(ready: Path, tmp_path: Path) -> Path:
     """A copy of the ready checkout whose `build` wants a package that this host lacks."""
     folder = tmp_path / "lacking"
     shutil.copytree(ready, folder, symlinks=True)
-    table = folder / "build/agent/packages.py"
+    table = folder / "build/agent/debian/packages.py"
     table.write_text(table.read_text().replace("verbs test", f"{LACK}verbs test", 1))
     return folder
 
@@ -301,6 +306,7 @@ def test_without_a_fitting_python_it_says_so(tmp_path: Path, tools: Path, found:
     [
         ("config",),
         ("plan",),
+        ("register", "--url", "build", "--zone", "verify", "--endpoint", "test"),
         ("--help",),
         ("--list",),
         ("build", "--help"),

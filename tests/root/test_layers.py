@@ -86,6 +86,32 @@ def test_what_is_finished_is_cached(somewhere: tuple[Agent, dict[str, Any]]) -> 
     assert progress[0] == {"event": "progress", "label": "base", "done": 1, "total": 2}
 
 
+BORROWED = Step(
+    "borrowed",
+    """
+mkdir -p "$ROOT"/{proc,sys,dev,run,tmp,usr}
+ln -s usr/bin usr/lib usr/lib64 "$ROOT"
+mount --bind /usr "$ROOT/usr"
+note "$(in_tree env | tr '\\n' ' ')"
+umount "$ROOT/usr"
+""",
+    bootstrap=True,
+)
+"""A tree whose programs are the host's."""
+
+
+def test_programs_of_the_tree_are_not_told_where_the_host_keeps_it(tmp_path: Path) -> None:
+    agent, where = Agent(), place(tmp_path)
+    try:
+        (built,) = build(agent, where, [BORROWED])
+    finally:
+        agent.close()
+    (told,) = built["notes"]
+    assert "SOURCE_DATE_EPOCH=1700000000" in told
+    assert str(tmp_path) not in told
+    assert where["mountpoint"] not in told
+
+
 def test_a_failed_step_says_what_and_keeps_the_layers_below(somewhere: tuple[Agent, dict[str, Any]]) -> None:
     agent, where = somewhere
     broken = Step("broken", 'echo "some words"\nfalse "$ROOT"\n')
@@ -146,6 +172,33 @@ def test_the_cache_is_kept_under_its_limit(somewhere: tuple[Agent, dict[str, Any
         plan.layers([BASE, fat(3_000_000)])[1].key
     ]
     assert last[1].key in agent.call("cached", place=where, keys=[layer.key for layer in last])
+
+
+def test_what_was_not_used_for_longest_goes_first_not_what_is_oldest(
+    somewhere: tuple[Agent, dict[str, Any]],
+) -> None:
+    agent, where = somewhere
+    chains = {
+        name: plan.layers([BASE, Step(name, 'head -c 1000000 /dev/zero | tr "\\0" x >"$ROOT/fat"')])
+        for name in ("first", "second", "third")
+    }
+    for chain in chains.values():
+        for layer in chain:
+            agent.call("layer", **layer_request(where, layer))
+
+    def dropped() -> list[str]:
+        request = {"place": where, "image": "/none", "what": "limit", "reach": [], "bytes": 2_500_000}
+        rows = agent.call("clean", **request, dry_run=True)["removed"]
+        return [Path(row["path"]).name.partition("-")[0] for row in rows]
+
+    def ask(name: str, use: bool) -> None:
+        keys = [layer.key for layer in chains[name]]
+        assert agent.call("cached", place=where, keys=[*keys, "none-0"], use=use) == keys
+
+    ask("first", use=False)
+    assert dropped() == ["first"]
+    ask("first", use=True)
+    assert dropped() == ["second"]
 
 
 def test_a_mountpoint_may_not_hide_the_location(tmp_path: Path) -> None:

@@ -19,6 +19,8 @@ ELSEWHERE = {
     "./inv verify": "tests/boot/test_system.py",
     "inv verify": "tests/boot/test_system.py",
     "inv boot": "tests/boot/test_system.py",
+    "inv rehearse": "tests/boot/test_rehearsal.py",
+    "inv register": "tests/root/test_register.py",
     "inv -H": "tests/remote/test_builds.py",
     "./inv test": "tests/root/test_rings.py",
     "inv bench": "tests/root/test_errors.py",

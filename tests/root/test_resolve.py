@@ -10,8 +10,9 @@ from typing import Any
 
 import pytest
 
-from build.agent import resolve
+from build import wire
 from build.agent.events import Failure
+from build.agent.verbs import resolve
 from tests import mirror
 from tests.mirror import Deb, Key, Mirror
 
@@ -62,7 +63,7 @@ def ask(tmp_path: Path, key: Key, url: str) -> Resolve:
             if kind == "note" and notes is not None:
                 notes.append(fields["text"])
 
-        return resolve.run(request, emit)
+        return resolve.run(wire.load(wire.Resolve, request), emit)
 
     return run
 

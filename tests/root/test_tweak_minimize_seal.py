@@ -327,7 +327,7 @@ def seal(tree: Path, password: str | None, kept: list[str] | None = None) -> sub
     argv = [
         sys.executable,
         "-I",
-        str(CHECKOUT / "build/tools/seal.py"),
+        str(CHECKOUT / "build/seal/seal.py"),
         str(tree),
         str(tree.parent / "kept.json"),
         str(secret),

@@ -9,26 +9,26 @@ from pathlib import Path
 
 import pytest
 
-from build.engine import address, knownhosts, ssh
-from build.engine.address import Written
 from build.engine.errors import BuildError
+from build.engine.hosts import address, knownhosts, ssh
+from build.engine.hosts.address import Destination
 
 pytestmark = pytest.mark.unit
 
 
 @pytest.mark.parametrize(
-    ("text", "written"),
+    ("text", "destination"),
     [
-        ("h", Written("h")),
-        ("u@h:22", Written("h", "u", 22)),
-        ("ssh://u@h:2222/", Written("h", "u", 2222)),
-        ("u@corp@h", Written("h", "u@corp")),
-        ("::1", Written("::1")),
-        ("root@[fe80::1]:2200", Written("fe80::1", "root", 2200)),
+        ("h", Destination("h")),
+        ("u@h:22", Destination("h", "u", 22)),
+        ("ssh://u@h:2222/", Destination("h", "u", 2222)),
+        ("u@corp@h", Destination("h", "u@corp")),
+        ("::1", Destination("::1")),
+        ("root@[fe80::1]:2200", Destination("fe80::1", "root", 2200)),
     ],
 )
-def test_a_host_is_read_as_ssh_reads_it(text: str, written: Written) -> None:
-    assert address.read(text) == written
+def test_a_host_is_read_as_ssh_reads_it(text: str, destination: Destination) -> None:
+    assert address.read(text) == destination
 
 
 @pytest.mark.parametrize(
@@ -36,14 +36,14 @@ def test_a_host_is_read_as_ssh_reads_it(text: str, written: Written) -> None:
 )
 def test_what_is_no_host_is_refused(text: str) -> None:
     if text == "h:":
-        assert address.read(text) == Written("h")
+        assert address.read(text) == Destination("h")
         return
     with pytest.raises(BuildError):
         address.read(text)
 
 
 def test_jumps_of_a_hop_are_handed_on() -> None:
-    assert address.question(Written("h", "u", 7), ("a", "b:2")) == [
+    assert address.question(Destination("h", "u", 7), ("a", "b:2")) == [
         *("ssh", "-G", "-T", "-J", "a,b:2", "-l", "u", "-p", "7", "h")
     ]
 
@@ -82,7 +82,7 @@ def test_a_user_without_a_name_is_told_so(monkeypatch: pytest.MonkeyPatch, tmp_p
 
     monkeypatch.setattr("getpass.getuser", nobody)
     with pytest.raises(BuildError) as caught:
-        ssh._reckon(Written("h", "root"), (), tmp_path)
+        ssh._reckon(Destination("h", "root"), (), tmp_path)
     assert "no name" in caught.value.what
     assert caught.value.hint.startswith("give one: LOGNAME=root")
 
@@ -93,7 +93,7 @@ def test_without_an_ssh_the_configuration_is_read_all_the_same(
     monkeypatch.setattr("getpass.getuser", lambda: "me")
     (tmp_path / ".ssh").mkdir()
     (tmp_path / ".ssh/config").write_text("Host x\n  HostName 192.0.2.7\n  Port 99\n  ProxyJump j\n")
-    found = ssh._reckon(Written("x"), (), tmp_path)
+    found = ssh._reckon(Destination("x"), (), tmp_path)
     assert (found.host, found.port, found.user, found.jumps) == ("192.0.2.7", 99, "me", ("j",))
     assert found.known_hosts[0] == tmp_path / ".ssh/known_hosts"
 

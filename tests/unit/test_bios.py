@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from build.tools import bios
+from build.disk import bios
 
 
 def boot() -> bytearray:

@@ -14,12 +14,23 @@ import invoke.main
 import pytest
 from invoke import Context, Program
 
-from build.engine import pipeline, remote, verbs
+from build import verbs
+from build.engine import pipeline, remote
 from build.engine.errors import BuildError
 from build.engine.remote import Flags, HostContext
 
 CHECKOUT = Path(__file__).resolve().parents[2]
-CHAIN = ["mount", "debootstrap", "tweak", "minimize", "keepalived-render", "seal", "disk", "build"]
+CHAIN = [
+    "mount",
+    "debootstrap",
+    "initramfs",
+    "tweak",
+    "minimize",
+    "keepalived-render",
+    "seal",
+    "disk",
+    "build",
+]
 
 
 @dataclass
@@ -30,6 +41,8 @@ class Answer:
     calls: list[tuple[str, str, tuple[Any, ...]]] = field(default_factory=list)
     flags: list[Flags] = field(default_factory=list)
     opened: list[str] = field(default_factory=list)
+    hint: str = ""
+    """Every verb of build.verbs fails with this hint, if there is one."""
     out: str = ""
     err: str = ""
 
@@ -66,6 +79,10 @@ class Recorder:
         self.note("mount")
 
 
+def takes_a_build(function: Callable[..., Any]) -> bool:
+    return next(iter(inspect.signature(function).parameters), "") in ("build", "context")
+
+
 Inv = Callable[..., Answer]
 
 
@@ -75,8 +92,8 @@ def inv(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
     monkeypatch.setenv("HOME", str(tmp_path))
     monkeypatch.chdir(CHECKOUT)
 
-    def call(*argv: str, fail: str = "") -> Answer:
-        answer = Answer()
+    def call(*argv: str, fail: str = "", hint: str = "") -> Answer:
+        answer = Answer(hint=hint)
         monkeypatch.delitem(sys.modules, "tasks", raising=False)
         stock = invoke.main.program
         program = Program(
@@ -85,9 +102,10 @@ def inv(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
         monkeypatch.setattr(invoke.main, "program", program)
         monkeypatch.setattr(pipeline, "of", lambda context: Recorder(context, answer))
         monkeypatch.setattr(remote, "connect", connection(answer, fail))
-        for name, verb in inspect.getmembers(verbs, inspect.isfunction):
-            if verb.__module__ == verbs.__name__ and not name.startswith("_"):
-                monkeypatch.setattr(verbs, name, noted(name.replace("_", "-"), answer))
+        for _, module in inspect.getmembers(verbs, inspect.ismodule):
+            for name, verb in inspect.getmembers(module, inspect.isfunction):
+                if verb.__module__ == module.__name__ and takes_a_build(verb):
+                    monkeypatch.setattr(module, name, noted(name.replace("_", "-"), answer))
         try:
             program.run(["inv", *argv])
         except SystemExit as end:
@@ -113,9 +131,32 @@ def noted(name: str, answer: Answer) -> Callable[..., int]:
     def verb(build: Any, *arguments: Any) -> int:
         recorder = build if isinstance(build, Recorder) else Recorder(build, answer)
         recorder.note(name, *arguments)
+        if answer.hint:
+            raise BuildError("it cannot be done", answer.hint)
         return 0
 
     return verb
+
+
+@pytest.mark.parametrize(
+    ("argv", "told"),
+    [
+        (("boot",), "error: it cannot be done\n  hint: run: inv build\n"),
+        (("boot", "-H", "h"), "error: h: it cannot be done\n  hint: run: inv -H h build\n"),
+        (
+            ("-H", "h", "boot", "--image", "h:config/tiny.yaml"),
+            "error: h: it cannot be done\n  hint: run: inv -H h --image config/tiny.yaml build\n",
+        ),
+        (
+            ("boot", "--image", "a b.yaml"),
+            "error: it cannot be done\n  hint: run: inv --image 'a b.yaml' build\n",
+        ),
+    ],
+)
+def test_a_hint_leads_to_where_the_verb_failed(inv: Inv, argv: tuple[str, ...], told: str) -> None:
+    answer = inv(*argv, hint="run: inv build")
+    assert answer.code == 1
+    assert answer.err == told
 
 
 # --- where it runs ---------------------------------------------------------------------------------
@@ -137,11 +178,11 @@ def noted(name: str, answer: Answer) -> Callable[..., int]:
         (("-Hh",), ["h"], CHAIN),
         (("-H", "h", "-e", "build"), ["h"], CHAIN),
         (("-e", "-H", "h", "build"), ["h"], CHAIN),
-        (("-H", "root@h:2222", "tweak"), ["root@h:2222"], CHAIN[:3]),
-        (("tweak", "minimize", "-H", "h"), ["h"], CHAIN[:4]),
-        (("-H", "h", "minimize", "tweak"), ["h"], CHAIN[:4]),
+        (("-H", "root@h:2222", "tweak"), ["root@h:2222"], CHAIN[:4]),
+        (("tweak", "minimize", "-H", "h"), ["h"], CHAIN[:5]),
+        (("-H", "h", "minimize", "tweak"), ["h"], CHAIN[:5]),
         (("debootstrap",), [""], CHAIN[:2]),
-        (("keepalived-render", "-H", "h"), ["h"], CHAIN[:5]),
+        (("keepalived-render", "-H", "h"), ["h"], CHAIN[:6]),
         (("disk", "build"), [""], CHAIN),
         (("config",), [""], ["config"]),
         (("-H", "h", "config"), ["h"], ["config"]),
@@ -259,10 +300,16 @@ def test_a_flag_of_one_line_is_not_there_in_the_next(inv: Inv) -> None:
         (("--set", "a.b=2", "params", "router"), ("params", ("router",))),
         (("render", "--params", "type=router name=x"), ("render", ("type=router name=x", "kvm"))),
         (("render", "type=router", "--hypervisor=vmware"), ("render", ("type=router", "vmware"))),
+        (("register",), ("register", ("", "-1", "", False))),
+        (("register", "--zone", "-1", "--url", "http://f"), ("register", ("http://f", "-1", "", False))),
+        (
+            ("register", "--upgrade", "--endpoint=https://c/client/api", "-H", "h"),
+            ("register", ("", "-1", "https://c/client/api", True)),
+        ),
         (("clean",), ("clean", ("parts", False))),
         (("clean", "--cache", "--dry-run"), ("clean", ("cache", True))),
         (("clean", "--all"), ("clean", ("all", False))),
-        (("test", "--ring", "unit"), ("test", ("unit", ""))),
+        (("test", "--ring", "unit"), ("test", ("unit", "", "", ""))),
     ],
     ids=str,
 )
@@ -337,5 +384,5 @@ def test_every_verb_tells_in_one_line_what_it_does(inv: Inv) -> None:
 @pytest.mark.parametrize("text", ["much", "", "-5", "63", "1.5", "0x100", "\u0662\u0665\u0666", "9" * 20])
 def test_a_memory_that_is_no_number_of_mib_is_refused(text: str) -> None:
     with pytest.raises(BuildError) as caught:
-        verbs._mebibytes(text)
+        verbs.enter.mebibytes(text)
     assert caught.value.hint == "write --memory 256"

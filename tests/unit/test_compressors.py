@@ -14,8 +14,9 @@ from typing import Any
 
 import pytest
 
-from build.engine import compressors, host
+from build.engine import compressors
 from build.engine.errors import BuildError
+from build.engine.hosts import host
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 DEBIAN_12 = {
@@ -172,7 +173,7 @@ def stock(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache, and a client whose own compressors fit nowhere."""
     monkeypatch.setattr(host, "STOCK", tmp_path / "wheels")
     monkeypatch.setattr(host, "pinned", lambda: PINNED)
-    monkeypatch.setattr(compressors, "fit", lambda _ground: False)
+    monkeypatch.setattr(compressors, "fit", lambda _remote_python: False)
     return tmp_path / "wheels"
 
 
@@ -185,7 +186,7 @@ def at(line: Line, monkeypatch: pytest.MonkeyPatch, **changed: Any) -> tuple[hos
         return "/there"
 
     monkeypatch.setattr(host.Host, "_bring", bring)
-    monkeypatch.setitem(there.__dict__, "_ground", {**DEBIAN_12, **changed})
+    monkeypatch.setitem(there.__dict__, "_remote_python", {**DEBIAN_12, **changed})
     return there, put
 
 
@@ -198,8 +199,12 @@ def test_what_does_not_fit_is_fetched_once(stock: Path, monkeypatch: pytest.Monk
     line = Line(WHEELS)
     for _ in range(2):
         there, put = at(line, monkeypatch)
-        assert there.outfit("layer") == {}
-        assert there.outfit("convert") == there.outfit("inspect") == {"compressors": "/there"}
+        assert there.ensure_compressors("layer") == {}
+        assert (
+            there.ensure_compressors("convert")
+            == there.ensure_compressors("inspect")
+            == {"compressors": "/there"}
+        )
         assert [names(packed) for packed in put] == [set(MODULES)]
     assert len(line.ran) == 1
     assert {"--require-hashes", "--no-deps", "--only-binary=:all:", "--abi=cp311"} <= set(line.ran[0])
@@ -208,17 +213,17 @@ def test_what_does_not_fit_is_fetched_once(stock: Path, monkeypatch: pytest.Monk
 
 def test_what_was_kept_and_is_broken_is_fetched_anew(stock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     line = Line(WHEELS)
-    at(line, monkeypatch)[0].outfit("convert")
+    at(line, monkeypatch)[0].ensure_compressors("convert")
     (stock / "cp311-x86_64-glibc2.36" / "deflate-1-x.whl").write_bytes(b"")
     for _ in range(2):
-        at(line, monkeypatch)[0].outfit("convert")
+        at(line, monkeypatch)[0].ensure_compressors("convert")
     assert len(line.ran) == 2
 
 
 def test_a_failing_pip_is_one_clear_error(stock: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     there, put = at(Line({}, "ERROR: No matching distribution found for deflate==1\n"), monkeypatch)
     with pytest.raises(BuildError) as caught:
-        there.outfit("convert")
+        there.ensure_compressors("convert")
     assert caught.value.what == (
         "bh: no compressors for its Python 3.11 on x86_64: No matching distribution found for deflate==1"
     )
@@ -234,10 +239,10 @@ def test_a_host_for_which_there_are_none_is_told_so(
     line = Line(WHEELS)
     there, _ = at(line, monkeypatch, **changed)
     with pytest.raises(BuildError, match="no compressors for its Python") as caught:
-        there.outfit("convert")
+        there.ensure_compressors("convert")
     assert "Debian 12 or 13" in caught.value.hint
     assert not line.ran
 
 
 def test_this_machine_needs_nothing_besides() -> None:
-    assert host.Host("", Line({})).outfit("convert") == {}
+    assert host.Host("", Line({})).ensure_compressors("convert") == {}

@@ -9,7 +9,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from build.tools import fat
+from build.disk import fat
 
 SECTORS = 36 * 2048
 EPOCH = 1_700_000_001

@@ -14,22 +14,22 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from build.agent.events import Failure
-from build.formats import outer, unwrap
-from build.formats.extent import Extent
-from build.formats.findings import Damaged
+from build.formats.lib import outer, unwrap
+from build.formats.lib.errors import Unsupported
+from build.formats.lib.findings import Damaged
+from build.formats.lib.reader import BoundedReader
 from tests.disks import EPOCH, MIB, ask, chunk, opened, spec, usual
 
 
 def pack(kind: str, content: bytes, folder: Path, threads: int = 3) -> Path:
     source, target = folder / "source", folder / f"packed.{kind}"
     source.write_bytes(content)
-    with opened(source) as extent, open(target, "w+b") as file, ThreadPoolExecutor(threads) as pool:
+    with opened(source) as reader, open(target, "w+b") as file, ThreadPoolExecutor(threads) as pool:
         done: list[int] = []
-        places = outer.compress(kind, extent, file, "disk.vhd", EPOCH, pool, 4, done.append)
+        places = outer.compress(kind, reader, file, "disk.vhd", EPOCH, pool, 4, done.append)
         assert sum(done) == len(content)
         file.flush()
-        made = Extent.whole(file.fileno())
+        made = BoundedReader.whole(file.fileno())
         step = outer.CHUNK[kind]
         for number in range(len(places) - 1):
             part = made.read(places[number], places[number + 1] - places[number])
@@ -51,9 +51,9 @@ def unpack(kind: str, path: Path) -> bytes:
 
 def again(path: Path, kind: str, limit: int = 1 << 30) -> bytes:
     """Read by our own unwrapper."""
-    with opened(path) as extent, tempfile.TemporaryFile() as space:
-        assert unwrap.recognize(extent) == kind
-        size = unwrap.expand(kind, extent, space, limit, lambda done: None)
+    with opened(path) as reader, tempfile.TemporaryFile() as space:
+        assert unwrap.recognize(reader) == kind
+        size = unwrap.expand(kind, reader, space, limit, lambda done: None)
         space.seek(0)
         content = space.read()
         assert len(content) == size
@@ -128,7 +128,7 @@ def test_a_flipped_byte(kind: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize("kind", outer.KINDS)
 def test_what_grows_without_end_is_stopped(kind: str, tmp_path: Path) -> None:
     packed = pack(kind, bytes(40 * MIB), tmp_path)
-    with pytest.raises(Failure, match="expands to more than"):
+    with pytest.raises(Unsupported, match="expands to more than"):
         again(packed, kind, limit=8 * MIB)
 
 

@@ -11,12 +11,12 @@ from xml.etree import ElementTree
 
 import pytest
 
-from build.agent.events import Failure
-from build.convert import descriptor
 from build.engine.options import Options, Ovf
 from build.engine.settings import Settings
 from build.formats import ova
-from build.formats.findings import Damaged
+from build.formats.lib.errors import Unsupported
+from build.formats.lib.findings import Damaged
+from build.verbs.convert import descriptor
 from tests.disks import EPOCH, MIB, ask, errors, lint, make, one, spec, usual
 
 OVF, RASD = f"{{{ova.OVF}}}", f"{{{ova.RASD}}}"
@@ -79,7 +79,7 @@ def test_descriptor_numbers(file: Path) -> None:
 
 
 def text(**ovf: object) -> str:
-    return descriptor(Settings(), Options(ovf=Ovf.model_validate(ovf)), "name")
+    return descriptor("systemvm.ovf.j2", Settings(), Options(ovf=Ovf.model_validate(ovf)), "name")
 
 
 def test_settings_reach_the_descriptor() -> None:
@@ -236,13 +236,13 @@ def test_entities_that_grow_are_refused_at_once() -> None:
 
 
 def test_a_member_of_8_gib_is_refused() -> None:
-    with pytest.raises(Failure, match="less than 8 GiB"):
+    with pytest.raises(Unsupported, match="less than 8 GiB"):
         ova.member_header("disk.vmdk", 8 << 30, 0)
     assert len(ova.member_header("disk.vmdk", (8 << 30) - 1, EPOCH)) == 512
 
 
 def test_a_template_without_a_placeholder_is_refused(tmp_path: Path) -> None:
     disk = make(tmp_path / "disk.img", 2 * MIB, [])
-    with pytest.raises(Failure, match="never uses @populated@"):
+    with pytest.raises(Unsupported, match="never uses @populated@"):
         ask(disk, tmp_path / "out", [{**spec("ova"), "options": {"ovf": "@capacity@ @vmdk_size@"}}])
     assert list((tmp_path / "out").iterdir()) == []

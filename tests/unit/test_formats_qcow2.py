@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from build.agent.events import Failure
-from build.formats.codec import keeps_window
+from build.formats.lib.codec import keeps_window
+from build.formats.lib.errors import Unsupported
 from tests.disks import MIB, ask, errors, lint, make, one, patch, spec, usual
 
 
@@ -78,7 +78,7 @@ def test_version_3_and_zstd(tmp_path: Path) -> None:
 )
 def test_options_that_cannot_be(options: dict[str, object], says: str, tmp_path: Path) -> None:
     disk = make(tmp_path / "disk.img", MIB, [])
-    with pytest.raises(Failure, match=says):
+    with pytest.raises(Unsupported, match=says):
         ask(disk, tmp_path / "out", [{**spec("qcow2"), "options": options}])
     assert list((tmp_path / "out").iterdir()) == []
 

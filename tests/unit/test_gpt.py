@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from build.tools import gpt
+from build.disk import gpt
 
 DISK = "3F18C412-4B9B-5DC4-B0D7-5C713C3116A7"
 KIND = "0FC63DAF-8483-4772-8E79-3D69D8477DE4"

@@ -8,9 +8,9 @@ import tarfile
 
 import pytest
 
-from build.engine import host, session
 from build.engine.console import Console, size
 from build.engine.errors import BuildError
+from build.engine.hosts import host, session
 from build.engine.password import crypt
 
 pytestmark = pytest.mark.unit

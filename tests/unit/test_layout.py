@@ -10,8 +10,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from build.tools import layout
-from build.tools.layout import MIB, Census, Refused
+from build.disk import layout
+from build.disk.layout import MIB, LayoutError, TreeUsage
 
 ASKED = {
     "imagename": "vm",
@@ -21,13 +21,13 @@ ASKED = {
     "headroom": 0,
     "kernel_cmdline": "quiet  console=ttyS0",
 }
-TREE = Census(25_000, 250_000)
+TREE = TreeUsage(25_000, 250_000)
 BOOT = 17 * MIB
 SEED = "00ff"
 
 
-def plan(census: Census = TREE, seed: str = SEED, **asked: Any) -> dict[str, Any]:
-    return layout.plan({**ASKED, **asked}, census, BOOT, seed, 1_700_000_000)
+def plan(usage: TreeUsage = TREE, seed: str = SEED, **asked: Any) -> dict[str, Any]:
+    return layout.plan({**ASKED, **asked}, usage, BOOT, seed, 1_700_000_000)
 
 
 @pytest.mark.parametrize("size", [64, 700, 2000, 2001, 65536, 2088960])
@@ -50,14 +50,14 @@ def test_partitions_lie_on_whole_mib_one_behind_the_other_and_root_is_last(
 @settings(deadline=None)
 @given(st.integers(100, 300_000), st.integers(100, 2_000_000), st.integers(0, 3000))
 def test_the_named_size_is_enough_and_the_next_smaller_is_not(inodes: int, blocks: int, room: int) -> None:
-    census = Census(inodes, blocks)
-    with pytest.raises(Refused) as refused:
-        plan(census, size=2, headroom=room)
+    usage = TreeUsage(inodes, blocks)
+    with pytest.raises(LayoutError) as refused:
+        plan(usage, size=2, headroom=room)
     named = int(refused.value.args[1].split()[-1])
     assert named % 2 == 0
-    assert plan(census, size=named, headroom=room)["smallest_size"] == named
-    with pytest.raises(Refused, match=f"SIZE={named - 2} MiB is too small"):
-        plan(census, size=named - 2, headroom=room)
+    assert plan(usage, size=named, headroom=room)["smallest_size"] == named
+    with pytest.raises(LayoutError, match=f"SIZE={named - 2} MiB is too small"):
+        plan(usage, size=named - 2, headroom=room)
 
 
 def test_the_named_size_counts_what_must_stay_free() -> None:
@@ -71,10 +71,10 @@ def test_the_efi_system_partition_holds_two_kernels() -> None:
 
 
 def test_inodes_are_left_for_a_running_system() -> None:
-    many = Census(400_000, 200_000)
-    for census in (TREE, many):
-        geometry = plan(census)["partitions"][-1]["filesystem"]
-        assert geometry["inodes"] >= census.inodes * 1.25
+    many = TreeUsage(400_000, 200_000)
+    for usage in (TREE, many):
+        geometry = plan(usage)["partitions"][-1]["filesystem"]
+        assert geometry["inodes"] >= usage.inodes * 1.25
         assert geometry["growth"] * 4096 >= 1 << 40
 
 
@@ -118,7 +118,7 @@ def test_a_tree_is_counted_as_ext4_stores_it(tmp_path: Path) -> None:
         file.seek(1 << 29)
         file.write(b"data")
     # root, one/two, empty, short, long, folder, sparse
-    assert layout.count(str(tmp_path)) == Census(7, 1 + 2 + 1 + 1 + 1)
+    assert layout.count(str(tmp_path)) == TreeUsage(7, 1 + 2 + 1 + 1 + 1)
 
 
 def test_directories_are_counted_by_the_length_of_their_names() -> None:
@@ -138,5 +138,5 @@ def test_every_kind_of_initramfs_is_known(tmp_path: Path, start: bytes) -> None:
 @pytest.mark.parametrize("content", [b"", bytes(4096), b"<html>", b"07"])
 def test_what_is_no_initramfs_is_refused(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "initrd").write_bytes(content)
-    with pytest.raises(Refused, match="initrd is not an initramfs"):
+    with pytest.raises(LayoutError, match="initrd is not an initramfs"):
         layout.check_initramfs(str(tmp_path / "initrd"))

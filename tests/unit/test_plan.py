@@ -16,9 +16,9 @@ B = Step("b", "echo b", secrets=("password-hash",))
 C = Step("c", "echo c")
 
 
-def keys(*steps: Step, salt: str = "", **secrets: str) -> list[str]:
+def keys(*steps: Step, common_prefix: str = "", **secrets: str) -> list[str]:
     named = {name.replace("_", "-"): value for name, value in secrets.items()}
-    return [layer.key for layer in layers(steps, salt, named)]
+    return [layer.key for layer in layers(steps, common_prefix, named)]
 
 
 def test_keys_carry_the_name_and_chain_over_what_is_below() -> None:
@@ -58,7 +58,7 @@ def test_secrets_enter_only_where_they_are_named() -> None:
 
 
 def test_the_salt_is_in_every_key() -> None:
-    assert not set(keys(A, B)) & set(keys(A, B, salt="epoch"))
+    assert not set(keys(A, B)) & set(keys(A, B, common_prefix="epoch"))
 
 
 @given(

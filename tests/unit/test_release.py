@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import pytest
 
-from build.agent import release, resolve
+from build import debian
+from build.agent.debian import release
 from build.agent.events import Failure
+from build.agent.verbs import resolve
 
 TEXT = """\
 Origin: Debian
@@ -66,11 +68,9 @@ def test_an_archive_with_an_index_of_its_own_for_all() -> None:
 
 
 def test_folded_fields_and_odd_gaps_are_read() -> None:
-    found = release.stanzas("Package: a\nDepends: b,\n c\n\n \n\nX: y\nPackage: d\n")
+    found = debian.stanzas("Package: a\nDepends: b,\n c\n\n \n\nX: y\nPackage: d\n")
     assert found == [{"Package": "a", "Depends": "b,\nc"}, {"X": "y", "Package": "d"}]
-    assert [
-        release.name_of(text) for text in release.paragraphs("Package: a\nX: 1\n\nX: y\nPackage: d\n")
-    ] == [
+    assert [debian.name_of(text) for text in debian.paragraphs("Package: a\nX: 1\n\nX: y\nPackage: d\n")] == [
         "a",
         "d",
     ]
@@ -156,7 +156,7 @@ def test_providers_are_found_by_whole_names() -> None:
 
 
 def test_architectures_come_from_qualified_names() -> None:
-    assert resolve.architectures("amd64", ["a", "libc6:i386", "b:i386"]) == ["amd64", "i386"]
+    assert debian.architectures("amd64", ["a", "libc6:i386", "b:i386"]) == ["amd64", "i386"]
 
 
 def test_all_that_apt_may_come_to_is_kept() -> None:
@@ -169,5 +169,34 @@ def test_all_that_apt_may_come_to_is_kept() -> None:
         "Package: left-out\n",
     ]
     kept = resolve.reachable(texts, ["root:amd64"])
-    assert kept & {release.name_of(text) for text in texts} == {"root", "a", "provider", "deep"}
+    assert kept & {debian.name_of(text) for text in texts} == {"root", "a", "provider", "deep"}
     assert {"b", "newer"} <= kept
+
+
+@pytest.mark.parametrize(
+    ("relation", "separators", "found"),
+    [
+        ("libc6 (>= 2.36), debconf (>= 0.5) | debconf-2.0", ",|", ["libc6", "debconf", "debconf-2.0"]),
+        ("libc6:any [amd64], g++-12 <!nocheck>", ",|", ["libc6", "g++-12"]),
+        ("a | b", "|", ["a", "b"]),
+        ("a | b, c", ",", ["a", "c"]),
+        ("\n a,\n b", ",|", ["a", "b"]),
+        (" , ,", ",|", []),
+        ("", ",|", []),
+    ],
+)
+def test_names_are_read_from_relations(relation: str, separators: str, found: list[str]) -> None:
+    assert debian.names(relation, separators) == found
+
+
+def test_the_base_is_what_is_essential_or_required() -> None:
+    texts = [
+        "Package: dpkg\nEssential: yes\n",
+        "Package: apt\nPriority: required\n",
+        "Package: vim\nPriority: optional\nDescription: x\n Essential: yes\n",
+    ]
+    assert debian.base_names(texts) == {"dpkg", "apt"}
+
+
+def test_a_package_file_is_named_as_apt_names_it() -> None:
+    assert debian.deb("acpid", "1:2.0.33-2+b1", "amd64") == "acpid_1%3a2.0.33-2+b1_amd64.deb"

@@ -8,12 +8,12 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from jinja2 import UndefinedError
 
-from build import keepalived
+from build import keepalived_render
 from build.engine import render
 from build.engine.settings import Vrrp
 from tests.guest import CHECKOUT
 
-TEMPLATE = keepalived.TEMPLATE.read_text()
+TEMPLATE = keepalived_render.TEMPLATE.read_text()
 
 
 def test_fills_a_template() -> None:
@@ -27,24 +27,24 @@ def test_missing_name_is_an_error() -> None:
 
 @pytest.mark.parametrize("value", ["", "a b", "a\nb", "a{", "a}", '"', "a#b", "a!b", "é", "a;b", "$x", "~X"])
 def test_word_refuses_what_a_parser_could_take_for_more(value: str) -> None:
-    with pytest.raises(render.Refused):
+    with pytest.raises(render.InvalidValue):
         render.word(value)
 
 
 @pytest.mark.parametrize("value", ['a"b', "a\nb", "a\\b", "$HOME", "\x07", ""])
 def test_quoted_refuses_what_ends_or_changes_a_quotation(value: str) -> None:
-    with pytest.raises(render.Refused):
+    with pytest.raises(render.InvalidValue):
         render.quoted(value)
 
 
 @settings(deadline=None)
 @given(st.text(), st.text())
 def test_no_value_adds_a_line_to_keepalived(name: str, secret: str) -> None:
-    sane = keepalived.sample(keepalived.values(Vrrp()))
+    sane = keepalived_render.sample(keepalived_render.values(Vrrp()))
     before = render.render(TEMPLATE, sane).count("\n")
     try:
         text = render.render(TEMPLATE, {**sane, "router_id": name, "auth_pass": secret})
-    except render.Refused:
+    except render.InvalidValue:
         return
     assert text.count("\n") == before
     assert f"router_id {name}\n" in text
@@ -70,7 +70,7 @@ def test_every_value_reaches_keepalived() -> None:
         notify_backup="",
         notify_fault="/bin/f",
     )
-    text = render.render(TEMPLATE, keepalived.values(vrrp))
+    text = render.render(TEMPLATE, keepalived_render.values(vrrp))
     lines = [line.strip() for line in text.splitlines()]
     for line in (
         "router_id r-1",
@@ -99,7 +99,7 @@ def test_every_value_reaches_keepalived() -> None:
 
 
 def test_without_check_and_authentication() -> None:
-    text = render.render(TEMPLATE, keepalived.values(Vrrp(auth_type="none", check_script="")))
+    text = render.render(TEMPLATE, keepalived_render.values(Vrrp(auth_type="none", check_script="")))
     assert "vrrp_script" not in text
     assert "track_script" not in text
     assert "authentication {" not in text
@@ -110,14 +110,14 @@ def test_without_check_and_authentication() -> None:
     [(1, 100, 3.609375), (2, 100, 6.609375), (5, 100, 15.609375), (1, 254, 3.0078125)],
 )
 def test_failover_bound(interval: int, priority: int, seconds: float) -> None:
-    assert keepalived.failover_bound(interval, priority) == pytest.approx(seconds)
+    assert keepalived_render.failover_bound(interval, priority) == pytest.approx(seconds)
 
 
 def test_program_prints_what_the_function_returns(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
-    values = keepalived.sample(keepalived.values(Vrrp()))
+    values = keepalived_render.sample(keepalived_render.values(Vrrp()))
     defaults = tmp_path / "d.json"
     defaults.write_text(json.dumps(values))
-    status = render.main([str(keepalived.TEMPLATE), str(defaults), "advert_int=7", 'router_id="r-9"'])
+    status = render.main([str(keepalived_render.TEMPLATE), str(defaults), "advert_int=7", 'router_id="r-9"'])
     assert status == 0
     assert capsys.readouterr().out == render.render(TEMPLATE, {**values, "advert_int": 7, "router_id": "r-9"})
 
@@ -138,9 +138,9 @@ def test_program_refuses(
     argv: list[str], status: int, said: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
     defaults = tmp_path / "d.json"
-    defaults.write_text(json.dumps(keepalived.sample(keepalived.values(Vrrp()))))
+    defaults.write_text(json.dumps(keepalived_render.sample(keepalived_render.values(Vrrp()))))
     names = {
-        "{template}": str(keepalived.TEMPLATE),
+        "{template}": str(keepalived_render.TEMPLATE),
         "{defaults}": str(defaults),
         "{missing}": str(tmp_path / "no"),
     }

@@ -5,7 +5,9 @@ from __future__ import annotations
 import pytest
 
 from build.engine import rings
+from build.engine.errors import BuildError
 from build.engine.rings import Part
+from tests.soak import slice_of
 
 BY_SUDO = Part(("root", "remote"), ["sudo"], True)
 OWN = Part(("unit", "golden", "boot"), ["python"], False)
@@ -28,6 +30,43 @@ def test_an_ordinary_user_s_tests_begin_with_those_that_need_root() -> None:
     for part in rings.parts("", "disk", 1000, 2):
         assert part.line[part.line.index("-k") + 1] == "disk"
         assert (part.line[0] == "sudo") is part.sudo
+
+
+def test_long_cases_run_only_where_they_are_asked_for() -> None:
+    for ring in ("", *rings.RINGS):
+        for part in rings.parts(ring, "", 1000, 2):
+            assert part.line[part.line.index("-m", part.line.index("pytest")) + 1] == "not soak"
+    assert chosen(rings.SOAK, 0) == [(False, [f"tests/{ring}" for ring in rings.RINGS])]
+    assert [sudo for sudo, _ in chosen(rings.SOAK, 1000)] == [True, False]
+    for part in rings.parts(rings.SOAK, "", 1000, 2, soak=rings.Slice(180, 7)):
+        assert part.line[part.line.index("-m", part.line.index("pytest")) + 1] == "soak"
+        assert {"--soak-seconds=180", "--soak-seed=7"} <= set(part.line)
+    (part,) = rings.parts(rings.SOAK, "", 0, 2)
+    assert not any(word.startswith("--soak-seconds") for word in part.line)
+
+
+def test_a_slice_is_one_of_the_soak_ring() -> None:
+    assert rings.slice_for("soak", "180", "7") == rings.Slice(180, 7)
+    assert rings.slice_for("soak", "180", "7").flags == "--seconds 180 --seed 7"
+    assert rings.slice_for("soak", "", "7").flags == "--seed 7"
+    assert len({rings.slice_for("soak", "180", "") for _ in range(9)}) > 1
+    assert rings.slice_for("", "", "").seconds == 0
+    for ring, seconds, seed in (("", "180", ""), ("soak", "much", ""), ("unit", "", "1"), ("soak", "", "-1")):
+        with pytest.raises(BuildError) as caught:
+            rings.slice_for(ring, seconds, seed)
+        assert "write --ring soak" in caught.value.hint
+
+
+def test_a_slice_fits_its_time_and_is_the_same_for_the_same_seed() -> None:
+    costs = {f"case {number}": 10 * number for number in range(1, 30)}
+    slices = [slice_of(costs, 180, seed) for seed in range(400)]
+    assert slices == [slice_of(costs, 180, seed) for seed in range(400)]
+    for one in slices:
+        left = 180 - sum(costs[name] for name in one)
+        assert left >= 0
+        assert all(costs[name] > left for name in costs.keys() - set(one))
+    assert {name for one in slices for name in one} == {name for name in costs if costs[name] <= 180}
+    assert slice_of(costs, 9, 1) == []
 
 
 def test_sudo_keeps_the_way_to_the_network_and_no_argument_tells_it() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import json
 import os
 import zlib
 from pathlib import Path
@@ -11,9 +12,10 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from build.agent import send
+from build import wire
 from build.agent.events import Failure, emit
-from build.engine.fetch import Artifact, Sink, is_here
+from build.agent.verbs import send
+from build.engine.fetch import Sink, is_here
 
 pytestmark = pytest.mark.unit
 MIB = 1 << 20
@@ -87,11 +89,11 @@ def test_a_file_is_here_only_as_long_as_it_is_the_very_same(tmp_path: Path) -> N
     file = tmp_path / "disk.img"
     file.write_bytes(b"data")
     os.utime(file, ns=(7, 7))
-    artifact = Artifact("/there/disk.img", 4, 7, "0" * 64, {"key": "a"})
+    artifact = wire.Sent("/there/disk.img", 4, 7, "0" * 64, {"key": "a"})
     assert not is_here(artifact, tmp_path)
-    (tmp_path / "disk.img.json").write_text(artifact.text)
+    (tmp_path / "disk.img.json").write_text(json.dumps(artifact.manifest, indent=2, sort_keys=True) + "\n")
     assert is_here(artifact, tmp_path)
-    assert not is_here(Artifact("/there/disk.img", 4, 7, "0" * 64, {"key": "b"}), tmp_path)
+    assert not is_here(wire.Sent("/there/disk.img", 4, 7, "0" * 64, {"key": "b"}), tmp_path)
     os.utime(file, ns=(8, 8))
     assert not is_here(artifact, tmp_path)
 
@@ -100,4 +102,4 @@ def test_a_file_that_was_changed_there_is_not_sent(tmp_path: Path) -> None:
     (tmp_path / "f").write_bytes(b"data")
     (tmp_path / "f.json").write_text('{"file": {"size": 4, "mtime_ns": 1}, "disk": {"sha256": "0"}}')
     with pytest.raises(Failure, match="was changed"):
-        send.run({"paths": [str(tmp_path / "f")]}, emit)
+        send.run(wire.Send((str(tmp_path / "f"),)), emit)

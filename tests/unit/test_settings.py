@@ -49,6 +49,13 @@ def refused(load: Load, *arguments: Any, **options: Any) -> str:
     return f"{caught.value.what} | {caught.value.hint}"
 
 
+def test_a_schema_is_no_setting_and_every_successor_is_a_key(load: Load) -> None:
+    assert load("schema: 1\nsize: 100").settings == load("size: 100").settings
+    assert "schema" not in load("schema: 1").origins
+    assert set(sources.SUCCESSORS.values()) <= Settings.model_fields.keys()
+    assert not sources.SUCCESSORS.keys() & Settings.model_fields.keys()
+
+
 def test_the_defaults_are_the_documented_ones(load: Load) -> None:
     loaded = load()
     assert set(loaded.origins.values()) == {"default"}
@@ -94,14 +101,19 @@ def test_size_is_made_even(load: Load, asked: int, got: int) -> None:
             "image.yaml:4: unknown key 'vrrp.advert' | did you mean 'advert_int'?",
         ),
         ("size: {mib: 3}", "image.yaml:1: 'size' holds one value, no keys"),
-        ("size: 100\nsize: 200", "image.yaml:2: key 'size' stands twice"),
-        ("vrrp:\n  priority: 1\n  priority: 2", "image.yaml:3: key 'priority' stands twice"),
+        ("schema: 1\nrelease: trixie", "image.yaml:2: unknown key 'release' | it is called 'suite' here"),
+        ("schema: 2", "image.yaml:1: schema 2 is newer than this checkout, which knows 1 | update"),
+        ("schema: true", "image.yaml:1: schema True is no version | write schema: 1"),
+        ("schema: 0", "image.yaml:1: schema 0 is no version | write schema: 1"),
+        ("vrrp:\n  schema: 1", "image.yaml:2: unknown key 'vrrp.schema'"),
+        ("size: 100\nsize: 200", "image.yaml:2: duplicate key 'size'"),
+        ("vrrp:\n  priority: 1\n  priority: 2", "image.yaml:3: duplicate key 'priority'"),
         ("- a\n- b", "image.yaml:1: expected keys and values"),
         ("just text", "image.yaml:1: expected keys and values"),
         ("size: 3\na: [1\n", "image.yaml:3: expected ',' or ']'"),
         ("\tsize: 3", "image.yaml:1"),
         ("vrrp: &x\n  auth_pass: *x", "image.yaml"),
-        ("password: geheim", "image.yaml:1: a password may not stand there"),
+        ("password: geheim", "image.yaml:1: a password is not allowed here"),
         ("size: abc", "image.yaml:1: size: Input should be a valid integer"),
         ("size: 1.5", "image.yaml:1: size: Input should be a valid integer"),
         ("size: 63", "image.yaml:1: size: Input should be greater than or equal to 64 (got 63)"),
@@ -186,8 +198,8 @@ def test_an_unreadable_definition_is_named(load: Load, tmp_path: Path) -> None:
         ("vrrp={advert_int: ", "--set vrrp: not YAML"),
         ("vrrp=3", "--set vrrp: Input should be a valid dictionary"),
         ("packages.all.x=3", "--set packages.all.x: 'packages.all' holds one value, no keys"),
-        ("password=geheim", "--set password: a password may not stand there"),
-        ("PASSWORD=geheim", "a password may not stand there"),
+        ("password=geheim", "--set password: a password is not allowed here"),
+        ("PASSWORD=geheim", "a password is not allowed here"),
     ],
 )
 def test_a_mistake_in_a_flag_is_explained(load: Load, override: str, message: str) -> None:
@@ -204,7 +216,9 @@ def test_a_mistake_in_a_flag_is_explained(load: Load, override: str, message: st
         ("minimize=true", "minimize", True),
         ("hostname=no", "hostname", "no"),
         ("hostname=0123", "hostname", "0123"),
-        ("cloudstack_release=4.20", "cloudstack_release", "4.20"),
+        ("jre=4.20", "jre", "4.20"),
+        ("cloudstack_release=4.20.0", "cloudstack_release", "4.20.0"),
+        ("cloudstack_release=4.22.0.1", "cloudstack_release", "4.22.0.1"),
         ("cloudstack_release=", "cloudstack_release", ""),
         ("kernel_cmdline=a=b, c=d", "kernel_cmdline", "a=b, c=d"),
         ("formats=vhd,ova", "formats", ("vhd", "ova")),
@@ -223,7 +237,31 @@ def test_a_flag_is_read_by_the_type_of_its_key(load: Load, override: str, key: s
 
 @pytest.mark.parametrize("written", ["4.20", "12", "1e3", "0x10", "no", "4.22.0"])
 def test_a_text_is_taken_as_it_is_written(load: Load, written: str) -> None:
-    assert load(f"cloudstack_release: {written}").settings.cloudstack_release == written
+    assert load(f"jre: {written}").settings.jre == written
+
+
+@pytest.mark.parametrize(
+    "written", ["4.22", "4", "4.22.x", "4.22.0.0.0", "v4.22.0", "4.22.0-SNAPSHOT", "٤.22.0"]
+)
+def test_what_is_no_release_is_refused(load: Load, written: str) -> None:
+    text = refused(load, f"cloudstack_release: '{written}'")
+    assert text.startswith(
+        "image.yaml:1: cloudstack_release: write a release of CloudStack with three or four numbers"
+    )
+
+
+@pytest.mark.parametrize("written", ["4.19.3", "4.19.3.0", "4.9.0", "3.0.7"])
+def test_a_release_whose_scripts_are_python_2_is_refused(load: Load, written: str) -> None:
+    text = refused(load, "", f"cloudstack_release={written}")
+    assert "its scripts need Python 2, which Debian 12 does not have" in text
+    assert "use 4.20.0 or later" in text
+
+
+@pytest.mark.parametrize("url", ["ftp://h/x", "files.example/x", "http://a b/"])
+def test_where_artifacts_are_served_from_is_a_url(load: Load, url: str) -> None:
+    assert "use a URL that starts with http:// or https:// or file://" in refused(
+        load, f"download_url: {url}"
+    )
 
 
 def test_a_part_of_a_table_leaves_the_rest_as_it_was(load: Load) -> None:

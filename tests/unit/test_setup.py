@@ -12,11 +12,13 @@ from typing import Any
 import pytest
 import yaml
 
-from build import doctor
-from build.agent import doctor as checks
-from build.agent import facts, packages
+from build import STEPS, wire
+from build.agent import facts
+from build.agent.debian import packages
+from build.agent.verbs import doctor as checks
 from build.engine import handover, venv
 from build.engine.errors import BuildError
+from build.verbs import doctor
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 
@@ -26,7 +28,7 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 
 def test_the_table_is_sound() -> None:
     table = packages.parse(packages.TABLE)
-    assert set(table.verbs) == {need.set for need in table.needs} == {"build", "boot", "test"}
+    assert set(table.verbs) == {need.set for need in table.needs} == {"build", "boot", "login", "test"}
     assert all(re.fullmatch(r"[a-z0-9][a-z0-9+.-]+", need.package) for need in table.needs)
     probes = [(need.set, need.probe) for need in table.needs]
     assert len(probes) == len(set(probes))
@@ -43,8 +45,10 @@ def test_a_broken_row_is_named(text: str) -> None:
     [
         ("build", {"build"}),
         ("convert.vhd", {"build"}),
+        *((step, {"build"}) for step in (*STEPS, "disk")),
         ("verify", {"build", "boot"}),
-        ("test", {"build", "boot", "test"}),
+        ("rehearse", {"boot", "login"}),
+        ("test", {"build", "boot", "login", "test"}),
         *((verb, set()) for verb in ("config", "plan", "why", "doctor", "clean", "umount.x.y", "inspect")),
     ],
 )
@@ -228,14 +232,8 @@ def test_versions_compare_by_number(older: str, newer: str) -> None:
     assert checks.numbers(older) < checks.numbers(newer)
 
 
-def row(name: str, ok: bool, needed: bool = True) -> dict[str, Any]:
-    return {
-        "name": name,
-        "ok": ok,
-        "value": f"{name} seen",
-        "fix": "" if ok else f"mend {name}",
-        "needed": needed,
-    }
+def row(name: str, ok: bool, needed: bool = True) -> wire.Check:
+    return wire.Check(name, ok, f"{name} seen", "" if ok else f"fix {name}", needed)
 
 
 class Screen:
@@ -252,7 +250,7 @@ class Screen:
         self.lines.append(text)
 
 
-def test_the_doctor_shows_every_row_and_mends_what_is_needed_first() -> None:
+def test_the_doctor_shows_every_row_and_fixes_what_is_needed_first() -> None:
     screen = Screen()
     with pytest.raises(BuildError, match="this host cannot build yet: space") as caught:
         doctor.show(screen, [row("kvm", False, needed=False), row("space", False), row("tools", True)])
@@ -263,11 +261,11 @@ def test_the_doctor_shows_every_row_and_mends_what_is_needed_first() -> None:
         ("FAIL", "space", "space seen"),
         ("ok", "tools", "tools seen"),
     ]
-    assert screen.lines == ["to mend:", "  space: mend space", "  kvm: mend kvm"]
+    assert screen.lines == ["to fix:", "  space: fix space", "  kvm: fix kvm"]
 
 
 @pytest.mark.parametrize("rows", [[], [row("tools", True)], [row("kvm", False, needed=False)]])
-def test_a_host_that_can_build_passes(rows: list[dict[str, Any]]) -> None:
+def test_a_host_that_can_build_passes(rows: list[wire.Check]) -> None:
     doctor.show(Screen(), rows)
 
 

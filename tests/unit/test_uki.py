@@ -6,7 +6,7 @@ import struct
 
 import pytest
 
-from build.tools import uki
+from build.disk import uki
 
 SECTIONS = [(".cmdline", b"root=x"), (".initrd", b"i" * 5000), (".linux", b"k" * 9000)]
 

@@ -10,10 +10,11 @@ from pathlib import Path
 import pytest
 
 from build import debootstrap, initramfs
+from build.debootstrap import tidy, unpack
+from build.debootstrap.unpack import Unpacked, UnsupportedPackage
 from build.engine.resolution import Package, Resolution
 from build.engine.settings import Loaded, Settings
-from build.tools import nosync, tidy, unpack
-from build.tools.unpack import Refused, Unpacked
+from build.tools import nosync
 
 
 def package(
@@ -56,7 +57,7 @@ def test_a_stanza_says_unpacked_and_lists_new_conffiles() -> None:
 
 def test_conffiles_with_flags_and_nonsense() -> None:
     assert unpack.parse_conffiles("/etc/a\n\nremove-on-upgrade /etc/old\n", "x.deb") == ("/etc/a",)
-    with pytest.raises(Refused):
+    with pytest.raises(UnsupportedPackage):
         unpack.parse_conffiles("etc/a\n", "x.deb")
 
 
@@ -92,7 +93,7 @@ def test_files_of_the_base_and_diverted_ones_are_left_to_dpkg(tmp_path: Path) ->
     unpack.check_owners([package("a", ("/.", "/etc/other"))], tmp_path)
     unpack.check_owners([package("base", ("/.", "/etc/issue"))], tmp_path)
     for path in ("/etc/issue", "/bin/sh"):
-        with pytest.raises(Refused):
+        with pytest.raises(UnsupportedPackage):
             unpack.check_owners([package("a", ("/.", path))], tmp_path)
 
 
@@ -127,7 +128,7 @@ def test_what_is_not_understood_is_refused(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, entries: list[tuple[str, bytes, int]], why: str
 ) -> None:
     monkeypatch.setattr("os.chown", lambda *_args, **_options: None)
-    with pytest.raises(Refused, match=why):
+    with pytest.raises(UnsupportedPackage, match=why):
         unpack.extract(archive(*entries), tmp_path, frozenset(), summing=False)
 
 
@@ -153,7 +154,7 @@ def test_files_links_and_conffiles_are_written(tmp_path: Path, monkeypatch: pyte
 
 
 def test_something_that_is_no_package_is_refused() -> None:
-    with pytest.raises(Refused):
+    with pytest.raises(UnsupportedPackage):
         list(unpack.members(io.BytesIO(b"<html>")))
 
 

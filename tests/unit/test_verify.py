@@ -15,14 +15,16 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from build import verify as client
-from build.agent import boot, kvm, qemu, verify
+from build import wire
 from build.agent.events import Failure
-from build.agent.media import DRIVERS, Media
-from build.agent.qemu import Machine, Nic
-from build.agent.verify import Answer
-from build.convert import FORMATS
+from build.agent.guest import kvm, last_words, qemu
+from build.agent.guest.media import Media
+from build.agent.guest.qemu import Machine, Nic
+from build.agent.verbs import boot, verify
+from build.agent.verbs.verify import Answer
 from build.engine.settings import Settings
+from build.formats import FORMATS, KINDS
+from build.verbs import verify as client
 
 pytestmark = pytest.mark.unit
 
@@ -275,11 +277,11 @@ def test_serial_keeps_the_last_twenty_lines_and_no_endless_one() -> None:
 
 
 def test_last_words_are_known_in_whole_lines_and_prompts() -> None:
-    assert verify.fatal("[ 1.0] Kernel panic - not syncing: x", True) == "the kernel panicked"
-    assert verify.fatal("[ 1.0] Kernel panic - not syncing: x", False) == ""
-    assert verify.fatal("grub rescue>", False) == "GRUB finds no configuration"
-    assert verify.fatal("systemd[1]: Reached target Multi-User System.", True) == ""
-    assert verify.fatal("systemvm login:", False) == ""
+    assert last_words.fatal("[ 1.0] Kernel panic - not syncing: x", True) == "the kernel panicked"
+    assert last_words.fatal("[ 1.0] Kernel panic - not syncing: x", False) == ""
+    assert last_words.fatal("grub rescue>", False) == "GRUB finds no configuration"
+    assert last_words.fatal("systemd[1]: Reached target Multi-User System.", True) == ""
+    assert last_words.fatal("systemvm login:", False) == ""
 
 
 def test_the_probe_is_a_rom_with_code_at_both_ends() -> None:
@@ -321,6 +323,8 @@ def test_uefi_writes_no_variables_and_needs_its_firmware(monkeypatch: pytest.Mon
 
 def test_kvm_gives_the_guest_the_host_s_processor() -> None:
     argv = " ".join(qemu.hardware(Machine(accel="kvm")))
+    assert "randomize_va_space" not in argv
+    assert "randomize_va_space=0" in " ".join(qemu.hardware(Machine(accel="tcg")))
     assert "-accel kvm -cpu host" in argv
 
 
@@ -439,18 +443,18 @@ def test_every_format_is_tried_on_a_machine_that_qemu_has() -> None:
     for definition in ({}, {"arch": "i386"}, {"ovf": {"firmware": "efi", "controller": "pvscsi"}}):
         settings = Settings.model_validate(definition)
         asked = client.guests(settings, files)
-        assert {one["name"] for one in asked} == set(FORMATS)
+        assert {one.name for one in asked} == set(FORMATS)
         for one in asked:
-            assert one["format"] in DRIVERS
-            assert one["firmware"] in settings.boots_under
-            model = qemu.machine({"arch": settings.arch, "machine": one}, one["firmware"], "tcg")
-            assert (model.disk, model.nics[0].model) == (one["disk"], one["nic"])
+            assert one.format in KINDS
+            assert one.firmware in settings.boots_under
+            model = qemu.machine({"arch": settings.arch, "machine": wire.dump(one)}, one.firmware, "tcg")
+            assert (model.disk, model.nics[0].model) == (one.disk, one.nic)
 
 
 def test_vmware_s_machine_follows_the_ovf_settings() -> None:
     def disk(**ovf: str) -> tuple[str, str]:
         (one,) = client.guests(Settings.model_validate({"ovf": ovf}), {"ova": "/images/a.ova"})
-        return one["firmware"], one["disk"]
+        return one.firmware, one.disk
 
     assert disk() == ("bios", "pvscsi")
     assert disk(firmware="efi") == ("uefi", "ahci")

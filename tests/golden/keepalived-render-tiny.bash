@@ -1,1 +1,0 @@
-note "this image has no keepalived"
