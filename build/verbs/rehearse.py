@@ -124,9 +124,8 @@ def rehearse(
             pair=duel(machines) if redundant else None,
         )
         shown = Shown(build, take_back)
-        told = build.host.ask(request, shown.follow)
+        result = build.host.ask(request, shown.follow)
     build.console.done()
-    result = wire.load(wire.RehearseResult, told)
     for path in result.logs:
         build.console.line(f"serial log {path}")
     build.console.line(UNSEEN)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import pty
 import select
@@ -185,23 +186,18 @@ def test_failure_reaches_the_client_with_its_last_lines(tmp_path: Path) -> None:
         agent.close()
 
 
+def boot_program(image: Path) -> list[str]:
+    """Command line of the agent's program `boot`, its request in a file beside the image."""
+    asked = image.with_name("request.json")
+    asked.write_text(json.dumps(wire.dump(wire.Boot(str(image), "bios", 64, "amd64", str(image.parent)))))
+    return [sys.executable, "-I", "-B", str(CHECKOUT / "build/agent/__main__.py"), "exec", "boot", str(asked)]
+
+
 def test_boot_shows_the_serial_line_and_ends_with_ctrl_a_x(tmp_path: Path) -> None:
     image = disk(tmp_path / "a, b.raw", sector("\nhello, terminal\n", first=WRITE))
     before = sha256(image)
-    asked = tmp_path / "request.json"
-    asked.write_text(
-        f'{{"image": "{image}", "firmware": "bios", "memory": 64, "accel": "tcg", "work": "{tmp_path}"}}'
-    )
+    program = boot_program(image)
     ours, theirs = pty.openpty()
-    program = [
-        sys.executable,
-        "-I",
-        "-B",
-        str(CHECKOUT / "build/agent/__main__.py"),
-        "exec",
-        "boot",
-        str(asked),
-    ]
     child = subprocess.Popen(program, stdin=theirs, stdout=theirs, stderr=theirs, start_new_session=True)
     os.close(theirs)
     shown = b""
@@ -216,18 +212,9 @@ def test_boot_shows_the_serial_line_and_ends_with_ctrl_a_x(tmp_path: Path) -> No
 
 
 def test_boot_without_an_image_says_so(tmp_path: Path) -> None:
-    asked = tmp_path / "request.json"
-    asked.write_text(f'{{"image": "{tmp_path}/none.raw", "work": "{tmp_path}"}}')
-    program = [
-        sys.executable,
-        "-I",
-        "-B",
-        str(CHECKOUT / "build/agent/__main__.py"),
-        "exec",
-        "boot",
-        str(asked),
-    ]
-    told = subprocess.run(program, capture_output=True, text=True, check=False, timeout=60)
+    told = subprocess.run(
+        boot_program(tmp_path / "none.raw"), capture_output=True, text=True, check=False, timeout=60
+    )
     assert told.returncode == 1
     assert "no image" in told.stderr
     assert "hint: run `inv build` first" in told.stderr

@@ -170,6 +170,7 @@ def listing(location: Path, layers: list[str]) -> str:
             "script": LISTING,
             "files": {},
             "bootstrap": False,
+            "expected_bytes": 0,
             "epoch": 0,
             "record": {"step": "listing"},
         }

@@ -21,10 +21,10 @@ CHECKOUT = Path(__file__).resolve().parents[2]
 RUN = r"""
 import json, re, sys
 sys.path.insert(0, sys.argv[1])
-from build.agent.verbs.convert import run
+from build.agent import verbs
 from build.agent.events import Failure, emit
 try:
-    run(json.loads(sys.argv[2]), emit)
+    verbs.call("convert", json.loads(sys.argv[2]), emit)
 except Failure as failure:
     emit("failure", failure=failure.message, hint=failure.hint)
 emit("end", peak=int(re.search(r"VmHWM:\s+(\d+) kB", open("/proc/self/status").read())[1]))

@@ -358,7 +358,7 @@ def test_paths_reach_qemu_untouched(tmp_path: Path) -> None:
     assert node["backing"]["read-only"] is True
     image = tmp_path / "a, b.raw"
     image.write_bytes(b"x")
-    argv = boot.argv({"image": str(image), "work": str(tmp_path)}, "tcg")
+    argv = boot.argv(wire.Boot(str(image), "bios", 64, "amd64", str(tmp_path)), "tcg")
     (drive,) = [value for value in argv if value.startswith("if=none")]
     assert f"file.filename={tmp_path}/a,, b.raw" in drive
     assert "snapshot=on" in drive

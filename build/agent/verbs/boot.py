@@ -1,16 +1,11 @@
 """Boot an image on this terminal: its serial line is the screen, and nothing is written to the image.
 
-Request: {"image", "format", "firmware": "bios" | "uefi", "memory": MiB, "arch", "machine": {"disk", "nic"},
-"work": directory for what the guest writes, "accel": absent = what works}.
-
 Ctrl-A X ends the guest, Ctrl-A C changes to QEMU's monitor and back; Ctrl-C goes to the guest.
 """
 
 from __future__ import annotations
 
-from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from build import wire
 from build.agent import process
@@ -18,21 +13,21 @@ from build.agent.events import Failure
 from build.agent.guest import kvm, qemu
 
 
-def argv(request: Mapping[str, Any], accel: str) -> list[str]:
+def argv(request: wire.Boot, accel: str) -> list[str]:
     """Return QEMU's command line; with snapshot=on every write goes to a file without a name."""
-    image = Path(request["image"]).absolute()
+    image = Path(request.image).absolute()
     if not image.is_file():
         raise Failure(f"no image {image}", "run `inv build` first")
     options = {
         "if": "none",
         "id": "disk",
-        "format": request.get("format") or "raw",
+        "format": "raw",
         "snapshot": "on",
         "file.driver": "file",
         "file.filename": str(image).replace(",", ",,"),
     }
     return [
-        *qemu.hardware(qemu.machine(request, request.get("firmware") or "bios", accel)),
+        *qemu.hardware(qemu.machine(wire.dump(request), request.firmware, accel)),
         *("-drive", ",".join(f"{key}={value}" for key, value in options.items())),
         *("-chardev", "stdio,id=terminal,mux=on,signal=off", "-serial", "chardev:terminal"),
         *("-mon", "chardev=terminal,mode=readline"),
@@ -43,5 +38,5 @@ def command(request: wire.Boot) -> tuple[list[str], dict[str, str]]:
     """Return what to execute on the terminal, and the variables it needs beside the usual ones."""
     qemu.need(qemu.PROGRAM)
     Path(request.work).mkdir(exist_ok=True)
-    line = argv(wire.dump(request), kvm.accelerator())
+    line = argv(request, kvm.accelerator())
     return process.tied(line), {"TMPDIR": str(Path(request.work).absolute())}
