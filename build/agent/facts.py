@@ -17,10 +17,9 @@ RANGE = 65536
 
 
 def gather() -> dict[str, Any]:
-    """Return the facts, sizes in bytes; `subids`: this user has a range of them and the tools to map it."""
+    """Return the facts, sizes in bytes; `subids`: this user has a range of them, `uidmap`: and the tools."""
     user = user_name()
     home = os.environ.get("HOME") or str(Path("~").expanduser())
-    mapped = all(shutil.which(tool, path=PATH) for tool in ("newuidmap", "newgidmap"))
     return {
         "uid": os.getuid(),
         "user": user,
@@ -30,9 +29,9 @@ def gather() -> dict[str, Any]:
         "debian": debian_version(),
         "arch": debian_arch(os.uname().machine),
         "kernel": os.uname().release,
-        "subids": mapped
-        and has_range(read("/etc/subuid"), user, os.getuid())
+        "subids": has_range(read("/etc/subuid"), user, os.getuid())
         and has_range(read("/etc/subgid"), user, os.getuid()),
+        "uidmap": all(shutil.which(tool, path=PATH) for tool in ("newuidmap", "newgidmap")),
     }
 
 

@@ -4,15 +4,20 @@ from __future__ import annotations
 
 import contextlib
 import os
+import shlex
 import signal
 import subprocess
 import tempfile
+import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, BinaryIO
 
 from build.agent.events import Failure
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
+
+DEADLINE = 60.0
+"""Seconds after which a short command counts as hung: the slowest hosts take a few."""
 
 _running: set[subprocess.Popen[Any]] = set()
 
@@ -74,32 +79,63 @@ def run(
     argv: Sequence[str],
     *,
     check: bool = True,
-    text: str | None = None,
+    text: str = "",
     env: Mapping[str, str] | None = None,
-    **options: Any,
+    deadline: float | None = DEADLINE,
+    pass_fds: Sequence[int] = (),
 ) -> subprocess.CompletedProcess[str]:
-    """Run a short command to its end and capture what it prints; `text` goes to its stdin.
+    """Run a short command to its end and capture what it prints; `text` is its stdin.
 
-    Raises Failure with the command's last line of stderr when `check` is set and it does not end with 0.
+    Whatever it leaves running in its process group ends with it, and so it does itself after `deadline`
+    seconds (None: whenever it likes). It writes into memory: a pipe would have to be read for as long as
+    anything that it left holds the other end, as a helper of util-linux 2.41's unshare does.
+    Raises Failure with the command's last line of stderr when `check` is set and it does not end with 0,
+    and always when its time is up.
     """
-    child = start(
-        argv,
-        env=env,
-        stdin=subprocess.PIPE if text is not None else subprocess.DEVNULL,
-        stdout=options.pop("stdout", subprocess.PIPE),
-        stderr=subprocess.PIPE,
-        text=True,
-        errors="replace",
-        **options,
-    )
-    try:
-        out, err = child.communicate(text)
-    finally:
-        _running.discard(child)
+    with _memory() as into, _memory() as out, _memory() as err:
+        into.write(text.encode())
+        into.seek(0)
+        child = start(argv, env=env, stdin=into, stdout=out, stderr=err, pass_fds=pass_fds)
+        try:
+            late = _end_of(child, deadline)
+        finally:
+            stop(child)
+        said, complained = _text(out), _text(err)
+    if late:
+        raise Failure(f"{argv[0]}: no end within {deadline:.0f} s", f"try it by hand: {shlex.join(argv)}")
     if check and child.returncode:
-        last = (err or out or "").strip().splitlines()[-1:] or [f"exit status {child.returncode}"]
+        last = (complained or said).strip().splitlines()[-1:] or [f"exit status {child.returncode}"]
         raise Failure(f"{argv[0]}: {last[0]}")
-    return subprocess.CompletedProcess(list(argv), child.returncode, out or "", err or "")
+    return subprocess.CompletedProcess(list(argv), child.returncode, said, complained)
+
+
+def _end_of(child: subprocess.Popen[Any], deadline: float | None) -> bool:
+    """Wait for a child, not yet reaped: until then its id is nobody else's. Says whether its time ran out."""
+    late = threading.Event()
+
+    def end() -> None:
+        late.set()
+        _kill_group(child)
+
+    clock = threading.Timer(deadline, end) if deadline is not None else None
+    if clock:
+        clock.daemon = True
+        clock.start()
+    try:
+        os.waitid(os.P_PID, child.pid, os.WEXITED | os.WNOWAIT)
+    finally:
+        if clock:
+            clock.cancel()
+    return late.is_set()
+
+
+def _memory() -> BinaryIO:
+    return open(os.memfd_create("said"), "w+b")
+
+
+def _text(file: BinaryIO) -> str:
+    file.seek(0)
+    return file.read().decode(errors="replace")
 
 
 @contextlib.contextmanager
@@ -116,12 +152,16 @@ def nameless(content: bytes = b"") -> Iterator[int]:
 
 def stop(child: subprocess.Popen[Any]) -> None:
     """Kill a child and its process group, and reap it."""
-    with contextlib.suppress(ProcessLookupError, PermissionError):
-        os.killpg(child.pid, signal.SIGKILL)
+    _kill_group(child)
     with contextlib.suppress(ProcessLookupError):
         child.kill()
     child.wait()
     _running.discard(child)
+
+
+def _kill_group(child: subprocess.Popen[Any]) -> None:
+    with contextlib.suppress(ProcessLookupError, PermissionError):
+        os.killpg(child.pid, signal.SIGKILL)
 
 
 def stop_all(report: Callable[[str], None] | None = None) -> None:

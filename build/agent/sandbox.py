@@ -255,12 +255,14 @@ def remove(place: BuildPaths, *paths: Path) -> None:
     present = [str(path) for path in paths if os.path.lexists(path)]
     if not present:
         return
-    process.run([*as_owner(place), "rm", "-rf", "--one-file-system", "--", *present])
+    process.run([*as_owner(place), "rm", "-rf", "--one-file-system", "--", *present], deadline=None)
 
 
 def disk_usage(place: BuildPaths, path: Path) -> int:
     """Bytes that a file or tree takes on the disk; 0 for one that went away."""
-    done = process.run([*as_owner(place), "du", "-s", "--block-size=1", "--", str(path)], check=False)
+    done = process.run(
+        [*as_owner(place), "du", "-s", "--block-size=1", "--", str(path)], check=False, deadline=None
+    )
     return int(done.stdout.split()[0]) if done.stdout.strip() else 0
 
 

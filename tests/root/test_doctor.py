@@ -16,7 +16,7 @@ import pytest
 
 from build.agent.debian import packages
 from tests import ordinary
-from tests.agent import Agent
+from tests.agent import Agent, Refused
 
 SETTINGS = {
     "size": 300,
@@ -138,6 +138,23 @@ def test_a_user_without_sub_ids_gets_the_command(tmp_path: Path, mirror: Mirror)
     assert rows["sub-ids"]["fix"] == fix
     assert not rows["privileges"]["ok"]
     assert rows["location"]["ok"]
+
+
+def test_a_user_without_uidmap_is_told_that_alone(tmp_path: Path, mirror: Mirror) -> None:
+    """As on a Debian 13 that has no uidmap: what is missing is named, nothing that is there is blamed."""
+    hide = 'for tool in newuidmap newgidmap; do mount --bind /dev/null /usr/bin/$tool; done; exec "$@"'
+    hidden = ("unshare", "--mount", "--propagation", "private", "sh", "-ec", hide, "sh")
+    with tempfile.TemporaryDirectory() as home:
+        os.chown(home, ordinary.UID, ordinary.UID)
+        agent = Agent((*hidden, *ordinary.prefix(tmp_path, Path(home))))
+        rows = examine(agent, Path(home, "images"), "user", debian_mirror=mirror.url)
+        with pytest.raises(Refused, match="newuidmap is missing"):
+            agent.call("location", location=home, mountpoint="", imageloc="", imagename="x", create=True)
+        agent.close()
+    assert rows["sub-ids"]["ok"]
+    assert "newuidmap is missing" in rows["privileges"]["value"]
+    assert rows["privileges"]["fix"].endswith("apt-get install --no-install-recommends uidmap")
+    assert "uidmap" in rows["tools: build"]["value"]
 
 
 def test_a_place_that_cannot_be_written_is_named(agent: Agent, mirror: Mirror) -> None:

@@ -149,6 +149,10 @@ def privileges(context: CheckContext) -> Iterator[Check]:
             else f"{user} has no range of 65536 in /etc/subuid and /etc/subgid",
             f"sudo usermod --add-subuids {ids} --add-subgids {ids} {shlex.quote(user)}",
         )
+        if not known["uidmap"]:
+            install = context.as_root("apt-get install --no-install-recommends uidmap")
+            yield Check("privileges", False, "newuidmap is missing, which maps the sub-ids", install)
+            return
     opened = process.run([*sandbox.namespaces(context.place.mode), "true"], check=False)
     reason = (opened.stderr.strip().splitlines() or ["unshare failed"])[-1]
     kind = "root" if known["uid"] == 0 else "user namespace"

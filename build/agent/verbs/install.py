@@ -23,8 +23,8 @@ def run(request: wire.Install, emit: Emit) -> wire.Installed:
     if os.getuid() != 0:
         raise Failure("only root can install packages", f"ask an administrator to run: {line}")
     emit("note", text=f"installing {', '.join(names)}")
-    process.run(["dpkg", "--configure", "-a"])
-    done = process.run(["sh", "-s", "--", *names], text=request.script, check=False)
+    process.run(["dpkg", "--configure", "-a"], deadline=None)
+    done = process.run(["sh", "-s", "--", *names], text=request.script, check=False, deadline=None)
     if done.returncode:
         last = (done.stderr.strip().splitlines() or [f"exit status {done.returncode}"])[-1]
         raise Failure(f"apt cannot install them: {last}", f"run there: {line}")

@@ -59,6 +59,10 @@ def _make(location: Path) -> None:
 
 def _prove(mode: str, known: dict[str, Any]) -> None:
     """Open the namespaces once: the only way to know that they open."""
+    if mode == "user" and not known["uidmap"]:
+        raise Failure(
+            "newuidmap is missing, without which an ordinary user cannot build", "run: inv doctor --install"
+        )
     done = process.run([*sandbox.namespaces(mode), "true"], check=False)
     if done.returncode == 0:
         return
