@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import threading
+import time
 from collections.abc import Sequence
 from contextlib import nullcontext
 from typing import Any, TextIO
@@ -22,6 +23,9 @@ _COLOURS = {
 }
 
 
+MOMENT = 2.0
+"""Seconds that work takes before it gets a bar."""
+
 _writing = threading.RLock()
 """One line at a time, whichever host it is of."""
 
@@ -36,10 +40,10 @@ class Console:
         self.row = row
         self.prefix = f"{prefix} | " if prefix else ""
         self.stream = stream or sys.stdout
-        self.lively = self.stream.isatty()
+        self.lively = self.stream.isatty() and os.environ.get("TERM") != "dumb"
         self.coloured = self.lively and "NO_COLOR" not in os.environ
         self._bar: tqdm[Any] | None = None
-        self._label = ""
+        self._label, self._began = "", 0.0
         if self.coloured:
             colorama.just_fix_windows_console()
 
@@ -61,34 +65,40 @@ class Console:
         self.line(f"        {text}")
 
     def progress(self, label: str, done: int, total: int) -> None:
-        """Show true progress; nothing when the output is not a terminal."""
+        """Show true progress of what takes longer than a moment; nothing where it cannot be drawn over."""
         if not self.lively or total <= 0:
             return
         with _writing:
-            if self._bar is None or self._label != label:
-                if self._bar is not None:
-                    self._bar.close()
-                layout = "{desc} {percentage:3.0f}% |{bar}| {elapsed}<{remaining}"
-                self._bar = tqdm(
-                    total=total,
-                    desc=f"{self.prefix}{label}",
-                    leave=False,
-                    file=self.stream,
-                    bar_format=layout,
-                    delay=2,
-                    position=self.row,
-                )
-                self._label = label
+            if self._label != label:
+                self.done()
+                self._label, self._began = label, time.time()
+            if self._bar is None:
+                if time.time() - self._began < MOMENT:
+                    return
+                self._bar = self._draw(label, total)
             self._bar.total = total
             self._bar.n = min(done, total)
             self._bar.refresh()
+
+    def _draw(self, label: str, total: int) -> tqdm[Any]:
+        # tqdm's own `delay` does not hold back a refresh, and what it thinks it never drew it leaves there.
+        bar = tqdm(
+            total=total,
+            desc=f"{self.prefix}{label}",
+            leave=False,
+            file=self.stream,
+            bar_format="{desc} {percentage:3.0f}% |{bar}| {elapsed}<{remaining}",
+            position=self.row,
+        )
+        bar.start_t = self._began
+        return bar
 
     def done(self) -> None:
         """Take the bar away."""
         with _writing:
             if self._bar is not None:
                 self._bar.close()
-                self._bar = None
+            self._bar, self._label = None, ""
 
     def paint(self, state: str, text: str) -> str:
         """Colour a text by the state it tells."""

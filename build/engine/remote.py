@@ -1,23 +1,18 @@
-"""The flags that every verb knows, and the executor that runs verbs on the hosts they name.
-
-`inv -H HOST build` works with the stock `inv`: while tasks.py is imported, between Invoke's two passes
-over the command line, the running program is taught our flags and reads its command line once more.
-Limit: a bare `inv --help` exits before tasks.py is loaded and does not list them (`inv -H x --help` does).
-"""
+"""The executor that runs verbs on the hosts they name, with the flags that every verb knows."""
 
 from __future__ import annotations
 
-import copy
-import logging
 import os
+import sys
 import time
 from collections.abc import Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from typing import Any
 
-from invoke import Argument, Call, Config, Context, Executor, Exit, Program
+from invoke import Call, Config, Context, Executor, Exit, Program
 
+from build.engine import command_line
 from build.engine.console import Console
 from build.engine.errors import BuildError
 from build.engine.hosts.host import Host
@@ -25,22 +20,6 @@ from build.engine.hosts.ssh import connect, is_cut
 
 INTERRUPTED = 130
 """Exit status after Ctrl-C, as shells have it (128 + SIGINT)."""
-
-
-SWITCHES = (
-    ("yes", "Answer yes to every question."),
-    ("frozen", "Use the stored resolution, ask no mirror."),
-    ("ask-password", "Ask for the root password of the image."),
-    ("rootless", "With -H: build as the user who logs in; never ask for sudo."),
-    ("detach", "With -H: let the build go on without us; see status, attach, cancel."),
-    ("no-fetch", "With -H: leave the files there."),
-)
-REPEATABLE = (
-    ("image", "Image definition (default: config/systemvm.yaml)."),
-    ("set", "Change a setting: KEY=VALUE; may be repeated."),
-    ("formats", "Convert to these: a,b,c (default: those of the definition)."),
-)
-"""Flags whose value may begin with `HOST:`, a name as it stands behind -H: it is for that host alone."""
 
 
 @dataclass(frozen=True)
@@ -61,56 +40,13 @@ class Flags:
     debug: bool = False
 
 
-class Repeatable(Argument):
-    """A flag that may be given many times, before and after the verb: Invoke's two passes each see a part."""
-
-    def __init__(self, seen: list[str], **options: Any) -> None:
-        super().__init__(kind=list, **options)
-        self._seen = seen
-        self.raw_value = None  # so that Invoke asks for the value
-
-    def __deepcopy__(self, _memo: dict[int, Any]) -> Repeatable:
-        """Share what was seen: the parser works on deep copies."""
-        return copy.copy(self)
-
-    def set_value(self, value: Any, cast: bool = True) -> None:
-        """Take one more value; the argument's own is then everything given so far."""
-        self._seen.append(value)
-        self.raw_value = value
-        self._value = list(self._seen)
-
-
 def register_flags(program: Program, submit_detached: Callable[[HostContext], None]) -> None:
-    """Give the running `inv` our core flags, then let it read its command line once more.
+    """Give the running `inv` our core flags.
 
     With --detach, what the verbs asked for is left to the host by `submit_detached`.
     """
     HostExecutor.submit_detached = staticmethod(submit_detached)
-    if not program.argv or "hosts" in program.args:
-        return  # imported by a test or by `fab`: no `inv` to teach
-    stock = program.core_args
-    seen: dict[str, list[str]] = {name: [] for name, _ in REPEATABLE}
-
-    def core_args() -> list[Argument]:
-        return [
-            *stock(),
-            Argument(names=("hosts", "H"), help="Build on this host over SSH (a,b,c: on each of them)."),
-            *(Repeatable(seen[name], names=(name,), help=text) for name, text in REPEATABLE),
-            Argument(names=("to",), help="With -H: bring files here (default: dist in the checkout)."),
-            *(Argument(names=(name,), kind=bool, default=False, help=text) for name, text in SWITCHES),
-        ]
-
-    program.core_args = core_args
-    program.parse_core(split_short_flags(program.argv))
-    # Invoke's own account of every call is not what --debug is for here.
-    logging.getLogger("invoke").setLevel(logging.WARNING)
-
-
-def split_short_flags(argv: Sequence[str]) -> list[str]:
-    """Write `-Hhost` as `-H host`: behind a verb Invoke would take its letters for flags of their own."""
-    end = argv.index("--") if "--" in argv else len(argv)
-    apart = (["-H", word[2:]] if word.startswith("-H") and len(word) > 2 else [word] for word in argv[:end])
-    return [*(word for words in apart for word in words), *argv[end:]]
+    command_line.teach(program)
 
 
 class HostContext(Context):
@@ -158,15 +94,22 @@ class HostExecutor(Executor):
         flags = read_flags(self.core)
         try:
             if len(flags.hosts) > 1:
-                return self._side_by_side(flags, tasks)
-            name = flags.hosts[0] if flags.hosts else ""
-            return self._on(name, tasks)
+                results = self._side_by_side(flags, tasks)
+            else:
+                results = self._on(flags.hosts[0] if flags.hosts else "", tasks)
+            sys.stdout.flush()
+            return results
         except KeyboardInterrupt:
             raise BuildError("interrupted", "run it again: finished layers are kept", INTERRUPTED) from None
         except BrokenPipeError:
             # Our reader left (`inv config | head`): there is nobody to tell.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), 1)
+            _discard_output()
             raise Exit(code=141) from None
+        except OSError as error:
+            if not _output_fails():
+                raise
+            _discard_output()
+            raise BuildError(f"standard output: {error.strerror}", "look at where the output goes") from None
 
     def _on(self, name: str, tasks: Any) -> Any:
         """Run the tasks on one host; errors name it if it is not this machine, and hints lead there."""
@@ -258,6 +201,21 @@ class HostExecutor(Executor):
         ]
 
 
+def _output_fails() -> bool:
+    """Say whether standard output takes nothing any more."""
+    try:
+        sys.stdout.flush()
+        os.write(sys.stdout.fileno(), b"")
+    except OSError:
+        return True
+    return False
+
+
+def _discard_output() -> None:
+    """Let go of what Python would still write at its end, and complain of."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+
+
 def read_flags(core: Any, host: str = "") -> Flags:
     """Read our flags from what Invoke parsed, as they are for this host of -H."""
     args = core[0].args if core else {}
@@ -269,7 +227,9 @@ def read_flags(core: Any, host: str = "") -> Flags:
     hosts = tuple(dict.fromkeys(name for name in names if name))
     if "hosts" in args and args["hosts"].value is not None and not hosts:
         raise BuildError("-H names no host", "write -H HOST")
-    image, overrides, formats = (values_for_host(given(name, ()), hosts, host) for name, _ in REPEATABLE)
+    image, overrides, formats = (
+        values_for_host(given(name, ()), hosts, host) for name, *_ in command_line.REPEATABLE
+    )
     return Flags(
         hosts,
         image[-1] if image else "",

@@ -49,7 +49,7 @@ def show(c, text=""):
     print(json.dumps({"argv": sys.argv[1:], "prefix": sys.prefix, "cwd": os.getcwd()}))
 
 
-for name in ("build", "config", "plan", "test", "verify"):
+for name in ("build", "config", "help", "plan", "test", "verify", "version"):
     globals()[name] = task(show, name=name, default=name == "build")
 
 
@@ -308,6 +308,9 @@ def test_without_a_fitting_python_it_says_so(tmp_path: Path, tools: Path, found:
         ("plan",),
         ("register", "--url", "build", "--zone", "verify", "--endpoint", "test"),
         ("--help",),
+        ("help",),
+        ("help", "build"),
+        ("--version",),
         ("--list",),
         ("build", "--help"),
         ("-H", "host", "build"),

@@ -66,6 +66,7 @@ need test   dpkg-deb    dpkg        builds its packages
 need test   apt-ftparchive apt-utils indexes it
 need test   git         git         clones the checkout
 need test   busybox     busybox     another shell for the launcher
+need test   tmux        tmux        looks at a terminal as a person does
 need test   bzip2       bzip2       the compressor that ours is measured against
 """
 
