@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, TypeGuard, get_args, get_origin
 
 import yaml
 from pydantic import (
+    AfterValidator,
     BaseModel,
     ConfigDict,
     Field,
@@ -42,6 +43,28 @@ BOOT_PACKAGES: Mapping[str, str] = {"bios": "grub-pc-bin", "uefi": "systemd-boot
 """Package that brings the boot code of each firmware."""
 
 
+def _named(pattern: str, what: str) -> AfterValidator:
+    """Take only text that matches; `what` follows it in the error."""
+
+    def check(value: str) -> str:
+        if not re.fullmatch(pattern, value):
+            raise ValueError(f"{value!r} is not {what}")
+        return value
+
+    return AfterValidator(check)
+
+
+def _interface(value: str) -> str:
+    ipaddress.ip_interface(value)
+    return value
+
+
+Component = Annotated[str, _named(r"[a-z0-9][a-z0-9-]*", "a component")]
+Interface = Annotated[str, AfterValidator(_interface)]
+PackageName = Annotated[str, _named(r"[a-z0-9][a-z0-9+.-]+(:[a-z0-9]+)?", "a package name")]
+Unit = Annotated[str, _named(r"[A-Za-z0-9_][A-Za-z0-9:_.@\\-]*", "the name of a unit")]
+
+
 class Part(BaseModel):
     """A frozen piece of the settings; unknown keys are errors."""
 
@@ -64,7 +87,7 @@ class Vrrp(Part):
     nopreempt: bool = True
     auth_type: Literal["AH", "PASS", "none"] = "AH"
     auth_pass: str = ""
-    addresses: tuple[str, ...] = ()
+    addresses: tuple[Interface, ...] = ()
     """Virtual addresses, `ADDRESS/PREFIX`, the same list on every router of the group."""
     check_script: str = "/ramdisk/rrouter/heartbeat.sh"
     check_interval: Annotated[int, Field(ge=1)] = 5
@@ -79,13 +102,6 @@ class Vrrp(Part):
             raise ValueError("a newline or control character would end the line in keepalived.conf")
         return value
 
-    @field_validator("addresses")
-    @classmethod
-    def _check_addresses(cls, values: tuple[str, ...]) -> tuple[str, ...]:
-        for value in values:
-            ipaddress.ip_interface(value)
-        return values
-
     @model_validator(mode="after")
     def _check_together(self) -> Vrrp:
         if self.nopreempt and self.state == "MASTER":
@@ -98,17 +114,9 @@ class Vrrp(Part):
 class Services(Part):
     """Units switched on and off in the image, in addition to what their packages do."""
 
-    enable: tuple[str, ...] = ()
-    disable: tuple[str, ...] = ()
-    mask: tuple[str, ...] = ()
-
-    @field_validator("*")
-    @classmethod
-    def _check_units(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        for name in names:
-            if not re.fullmatch(r"[A-Za-z0-9_][A-Za-z0-9:_.@\\-]*", name):
-                raise ValueError(f"{name!r} is not the name of a unit")
-        return names
+    enable: tuple[Unit, ...] = ()
+    disable: tuple[Unit, ...] = ()
+    mask: tuple[Unit, ...] = ()
 
 
 class Settings(Part):
@@ -140,8 +148,8 @@ class Settings(Part):
     arch: Arch = "amd64"
     firmware: tuple[Literal["bios", "uefi"], ...] = ()
     """What the disk boots under; empty means all that the arch can do (i386: BIOS only)."""
-    components: tuple[str, ...] = ("main",)
-    packages: Mapping[str, tuple[str, ...]] = Field(default_factory=dict)
+    components: tuple[Component, ...] = ("main",)
+    packages: Mapping[str, tuple[PackageName, ...]] = Field(default_factory=dict)
     """Package names by suite; the row `all` goes to every suite."""
     jre: str = ""
     """Java runtime package, or empty for none."""
@@ -215,11 +223,8 @@ class Settings(Part):
     @field_validator("components")
     @classmethod
     def _check_components(cls, names: tuple[str, ...]) -> tuple[str, ...]:
-        for name in names:
-            if not re.fullmatch(r"[a-z0-9][a-z0-9-]*", name):
-                raise ValueError(f"{name!r} is not a component")
         if not names:
-            raise ValueError("name at least one component")
+            raise ValueError("name at least one")
         return names
 
     @field_validator("kernel_cmdline")
@@ -232,12 +237,9 @@ class Settings(Part):
     @field_validator("packages")
     @classmethod
     def _check_packages(cls, table: Mapping[str, tuple[str, ...]]) -> Mapping[str, tuple[str, ...]]:
-        for row, names in table.items():
+        for row in table:
             if row not in ("all", *get_args(Suite)):
                 raise ValueError(f"unknown row {row!r}; known rows: all, {', '.join(get_args(Suite))}")
-            for name in names:
-                if not re.fullmatch(r"[a-z0-9][a-z0-9+.-]+(:[a-z0-9]+)?", name):
-                    raise ValueError(f"{name!r} is not a package name")
         return table
 
     @model_validator(mode="after")
@@ -318,7 +320,10 @@ def load(
     origins: dict[str, str] = dict.fromkeys(Settings.model_fields, "default")
     for leaf in (leaf for one in given for leaf in _leaves(one)):
         _put(values, leaf.path, leaf.value)
-        origins[leaf.path[0]] = origins[".".join(leaf.path)] = leaf.origin
+        key = ".".join(leaf.path)
+        origins = {name: origin for name, origin in origins.items() if not name.startswith(f"{key}.")}
+        origins[leaf.path[0]] = origins[key] = leaf.origin
+        origins |= {f"{key}.{number}": origin for number, origin in enumerate(leaf.items)}
     try:
         settings = Settings.model_validate(values)
     except ValidationError as error:
@@ -350,7 +355,7 @@ def _leaves(given: Given) -> Iterator[Given]:
         for key, inner in value.items():
             yield from _leaves(Given((*path, str(key)), inner, given.origin, is_text=False))
     else:
-        yield Given(path, value, given.origin, is_text=False)
+        yield Given(path, value, given.origin, is_text=False, items=given.items)
 
 
 def _path(given: Given) -> tuple[str, ...]:
@@ -407,16 +412,46 @@ def _put(values: dict[str, Any], path: tuple[str, ...], value: Any) -> None:
     values[path[-1]] = value
 
 
+PLAIN: Mapping[str, str] = {
+    "bool_parsing": "write true or false",
+    "bool_type": "write true or false",
+    "dict_type": "write keys with their values",
+    "greater_than_equal": "use {ge} or more",
+    "int_from_float": "write a whole number",
+    "int_parsing": "write a whole number",
+    "int_type": "write a whole number",
+    "less_than_equal": "use {le} or less",
+    "literal_error": "use {expected}",
+    "mapping_type": "write keys with their values",
+    "model_type": "write keys with their values",
+    "string_type": "write a text",
+    "tuple_type": "write a list, such as [a, b]",
+}
+"""What we say for a kind of pydantic's errors."""
+
+
 def _explain(error: ValidationError, origins: Mapping[str, str]) -> BuildError:
     """Say where, which key, what is wrong with it, and what it was; a secret's value is never shown."""
     lines = []
     for problem in error.errors(include_url=False):
         path = [str(part) for part in problem["loc"]]
         prefixes = (".".join(path[:count]) for count in range(len(path), 0, -1))
+        message = problem["msg"].removeprefix("Value error, ")
+        if problem["type"] in PLAIN:
+            message = PLAIN[problem["type"]].format_map(problem.get("ctx", {}))
         where = next((origins[prefix] for prefix in prefixes if prefix in origins), "")
-        got, message = problem["input"], problem["msg"].removeprefix("Value error, ")
+        got = problem["input"]
         plain = isinstance(got, str | int | float) and not {"password", "auth_pass"} & {*path}
-        shown = f" (got {got!r})" if plain and len(repr(got)) < 60 else ""
-        key = "" if where.endswith(".".join(path)) else ".".join(path)
-        lines.append(": ".join(part for part in (where, key, message + shown) if part))
-    return BuildError("; ".join(lines), "correct it; .env.example tells every key and its meaning")
+        shown = f" (got {got!r})" if plain and repr(got) not in message and len(repr(got)) < 60 else ""
+        key = ".".join(part for part in path if not part.isdigit())
+        parts = (where or _mentioned(message, origins), "" if where.endswith(key) else key, message + shown)
+        lines.append(": ".join(part for part in parts if part))
+    return BuildError("\n       ".join(lines), "correct it; .env.example tells every key and its meaning")
+
+
+def _mentioned(message: str, origins: Mapping[str, str]) -> str:
+    """Say where those keys were set that a message about several of them mentions."""
+    words = re.findall(r"[a-z_]+", message)
+    return ", ".join(
+        dict.fromkeys(origins[word] for word in words if origins.get(word, "default") != "default")
+    )

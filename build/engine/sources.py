@@ -35,7 +35,7 @@ class Given:
     """A value for a key (`path` holds its parts) and who gave it.
 
     Text still has to be read by the type of its key. `written` is how a plain YAML value stands in the
-    file: 4.20 is a number to YAML, but not where a text is wanted.
+    file: 4.20 is a number to YAML, but not where a text is wanted. `items` says where those of a list stand.
     """
 
     path: tuple[str, ...]
@@ -43,6 +43,7 @@ class Given:
     origin: str
     is_text: bool = True
     written: str = ""
+    items: tuple[str, ...] = ()
 
 
 def from_definition(path: Path) -> list[Given]:
@@ -85,7 +86,9 @@ def _leaves(mapping: yaml.MappingNode, above: tuple[str, ...], name: str) -> Ite
             yield from _leaves(value, (*above, part), name)
         else:
             written = value.value if isinstance(value, yaml.ScalarNode) else ""
-            yield Given((*above, part), construct(value), origin, is_text=False, written=written)
+            rows = value.value if isinstance(value, yaml.SequenceNode) else ()
+            items = tuple(f"{name}:{row.start_mark.line + 1}" for row in rows)
+            yield Given((*above, part), construct(value), origin, False, written, items)
 
 
 def _no_schema(given: Given) -> bool:
@@ -168,8 +171,10 @@ def nearest(word: str, known: Iterable[str]) -> str:
     words = sorted(known)
     if SUCCESSORS.get(word) in words:
         return f"it is called {SUCCESSORS[word]!r} here"
-    near = difflib.get_close_matches(word, words, n=1, cutoff=0.5)
-    return f"did you mean {near[0]!r}?" if near else f"known: {', '.join(words)}"
+    near = difflib.get_close_matches(word, words, n=1, cutoff=0.7)
+    if near:
+        return f"did you mean {near[0]!r}?"
+    return f"known: {', '.join(words)}" if len(words) < 20 else "see them all: inv config"
 
 
 def short(path: Path) -> str:

@@ -33,7 +33,7 @@ for label, tenths in WORK:
 
 @pytest.fixture
 def screen(tmp_path: Path) -> Iterator[Screen]:
-    """Run Python in a terminal of 80 columns; gives what was seen on it, again and again, until it is over."""
+    """Run Python on a terminal of 80 columns; gives what was seen on it, again and again."""
     socket = str(tmp_path / "tmux")
 
     def tmux(*words: str) -> str:
