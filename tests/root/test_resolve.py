@@ -227,6 +227,26 @@ def test_a_dead_mirror_and_a_dead_proxy_are_told_apart(ask: Resolve) -> None:
     assert "apt_proxy" in failure.hint
 
 
+def test_the_environments_proxies_count_where_the_settings_name_none(
+    ask: Resolve, url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    dead = f"http://127.0.0.1:{mirror.closed_port()}"
+    monkeypatch.setenv("no_proxy", "elsewhere.invalid")
+    monkeypatch.setenv("http_proxy", url)
+    assert ask(mirror="http://mirror.invalid/debian")["packages"]
+    monkeypatch.setenv("http_proxy", dead)
+    assert ask(mirror="http://mirror.invalid/debian", apt_proxy=url)["packages"]
+    failure = refuse(ask, mirror="http://mirror.invalid/debian")
+    assert f"proxy {dead}" in failure.message
+    assert "http_proxy" in failure.hint
+    monkeypatch.setenv("no_proxy", "elsewhere.invalid,127.0.0.1")
+    assert ask()["packages"]
+    monkeypatch.delenv("http_proxy")
+    monkeypatch.setenv("all_proxy", "socks5://me:secret@proxy.invalid")
+    failure = refuse(ask, mirror="http://mirror.invalid/debian")
+    assert failure.message == "the environment's proxy socks5://proxy.invalid speaks no HTTP"
+
+
 def test_a_proxy_is_used(ask: Resolve, archive: Mirror, url: str) -> None:
     answer = ask(mirror="http://mirror.invalid/debian", apt_proxy=url)
     assert "tool" in names(answer)

@@ -51,11 +51,20 @@ class HttpStatusError(OSError):
 class Source:
     """How a mirror is reached, and which setting to name when it is not.
 
-    `proxy` is a URL or empty; `setting` is the key that holds the mirror.
+    `proxy` is a URL, or empty for what the environment says; `setting` is the key that holds the mirror.
     """
 
     proxy: str = ""
     setting: str = "debian_mirror"
+
+    def proxy_to(self, url: str) -> str:
+        """Return the URL of the proxy on the way there, or empty.
+
+        Without a proxy of its own that is what http_proxy, https_proxy, all_proxy and no_proxy of this
+        host's environment say. Raises Failure for one that speaks another protocol than HTTP.
+        """
+        split = urllib.parse.urlsplit(url)
+        return self.proxy or (_environments(split.scheme, split.netloc) if split.scheme != "file" else "")
 
 
 @dataclass(frozen=True)
@@ -153,6 +162,21 @@ def _opened_file(url: str, headers: Mapping[str, str]) -> Iterator[Opened]:
         yield Opened(file, {}, start)
 
 
+def _environments(scheme: str, netloc: str) -> str:
+    """Proxy that the environment names for a host."""
+    if urllib.request.proxy_bypass(netloc.rpartition("@")[2]):
+        return ""
+    named = urllib.request.getproxies_environment()
+    proxy = named.get(scheme) or named.get("all", "")
+    if proxy and "://" not in proxy:
+        proxy = f"http://{proxy}"
+    if proxy and urllib.parse.urlsplit(proxy).scheme not in ("http", "https"):
+        raise Failure(
+            f"the environment's proxy {_shown(proxy)} speaks no HTTP", "unset it here, or set apt_proxy"
+        )
+    return proxy
+
+
 # --- connections -----------------------------------------------------------------------------------
 
 ConnectionKey = tuple[str, str, str]
@@ -175,13 +199,14 @@ def hang_up() -> None:
 def _asked(url: str, source: Source, headers: Mapping[str, str]) -> Iterator[http.client.HTTPResponse]:
     """Send a GET and yield the answer; the connection is kept when the answer was read to its end."""
     split = urllib.parse.urlsplit(url)
-    place = (split.scheme, split.netloc, source.proxy)
+    proxy = source.proxy_to(url)
+    place = (split.scheme, split.netloc, proxy)
     with _pooling:
         kept = _idle.get(place, [])
-        connection = kept.pop() if kept else _connection(split, source.proxy)
+        connection = kept.pop() if kept else _connection(split, proxy)
     answer = None
     try:
-        answer = _request(connection, split, source, headers)
+        answer = _request(connection, split, proxy, headers)
         yield answer
     finally:
         if answer is not None and answer.isclosed() and connection.sock is not None:
@@ -197,17 +222,17 @@ def _asked(url: str, source: Source, headers: Mapping[str, str]) -> Iterator[htt
 def _request(
     connection: http.client.HTTPConnection,
     split: urllib.parse.SplitResult,
-    source: Source,
+    proxy: str,
     headers: Mapping[str, str],
 ) -> http.client.HTTPResponse:
     """Ask over a connection; a kept one that the server has closed meanwhile is opened again."""
     path = urllib.parse.quote(urllib.parse.unquote(split.path), safe="/+~:@!$&'()*,;=") or "/"
-    through_proxy = source.proxy and split.scheme == "http"
+    through_proxy = proxy and split.scheme == "http"
     target = f"{split.scheme}://{split.netloc}{path}" if through_proxy else path
     asked = {"User-Agent": "systemvm-builder", "Host": split.netloc.rpartition("@")[2], **headers}
     asked |= _authorization(split.geturl(), "Authorization")
     if through_proxy:
-        asked |= _authorization(source.proxy, "Proxy-Authorization")
+        asked |= _authorization(proxy, "Proxy-Authorization")
     kept = connection.sock is not None
     try:
         connection.request("GET", target, headers=asked)
@@ -287,11 +312,13 @@ def is_passing(error: Exception) -> bool:
 def failure(url: str, source: Source, error: Exception) -> Failure:
     """Say who did not answer, the proxy or the mirror, and which setting to look at."""
     mirror, reason = _mirror(url), _reason(error)
-    if source.proxy and not url.startswith("file:") and _is_proxys(error):
-        return Failure(
-            f"proxy {_shown(source.proxy)} does not bring {mirror}: {reason}",
-            "correct apt_proxy; empty means no proxy",
-        )
+    if (proxy := source.proxy_to(url)) and not url.startswith("file:") and _is_proxys(error):
+        hint = "correct apt_proxy; empty means the environment's proxy, or none"
+        if not source.proxy:
+            hint = (
+                "correct http_proxy and https_proxy in the environment there, or name the mirror in no_proxy"
+            )
+        return Failure(f"proxy {_shown(proxy)} does not bring {mirror}: {reason}", hint)
     if isinstance(error, ssl.SSLError):
         return Failure(
             f"mirror {mirror} is not trusted: {reason}",
