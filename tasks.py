@@ -23,31 +23,35 @@ from build.engine import pipeline, recipe
 from build.engine.remote import HostContext, register_flags
 from build.formats import FORMATS
 
-register_flags(program, pipeline.submit_detached)
+register_flags(program, pipeline.submit_detached, verbs.completion.candidates)
 
 
-@task
-def config(c: HostContext) -> None:
+JSON = "Print one line of JSON instead (docs/json.md)."
+REPORT = "Write the report here (default: beside the image, or in --to)."
+
+
+@task(help={"json": JSON})
+def config(c: HostContext, json: bool = False) -> None:
     """Show every setting with its value and where it comes from."""
-    verbs.show.config(pipeline.of(c))
+    verbs.show.config(pipeline.of(c, json), json)
 
 
-@task(help={"script": "Print the text that will run, step by step."})
-def plan(c: HostContext, script: bool = False) -> None:
+@task(help={"script": "Print the text that will run, step by step.", "json": JSON})
+def plan(c: HostContext, script: bool = False, json: bool = False) -> None:
     """Show the steps, their keys and what is cached; changes nothing."""
-    verbs.show.plan(pipeline.of(c), script)
+    verbs.show.plan(pipeline.of(c, json), script, json)
 
 
-@task(positional=["step"])
-def why(c: HostContext, step: str) -> None:
+@task(positional=["step"], help={"step": "A step of the recipe.", "json": JSON})
+def why(c: HostContext, step: str, json: bool = False) -> None:
     """Tell which input of a step changed since it was last built."""
-    verbs.show.why(pipeline.of(c), step)
+    verbs.show.why(pipeline.of(c, json), step, json)
 
 
-@task(help={"install": "Install the Debian packages that are missing there (root or sudo)."})
-def doctor(c: HostContext, install: bool = False) -> None:
+@task(help={"install": "Install the Debian packages that are missing there (root or sudo).", "json": JSON})
+def doctor(c: HostContext, install: bool = False, json: bool = False) -> None:
     """Check the build host and print the one command that fixes each gap."""
-    verbs.doctor.doctor(pipeline.of(c), install)
+    verbs.doctor.doctor(pipeline.of(c, json), install, json)
 
 
 @task
@@ -112,10 +116,10 @@ def convert_to(name: str) -> Task[Callable[[HostContext], None]]:
 convert = Collection("convert", convert_all, *map(convert_to, FORMATS))
 
 
-@task(positional=["file"])
-def inspect(c: HostContext, file: str) -> None:
+@task(positional=["file"], help={"file": "Any image file.", "json": JSON})
+def inspect(c: HostContext, file: str, json: bool = False) -> None:
     """Say what an image file is, of any maker, and which hypervisor would refuse it and why."""
-    verbs.inspect.inspect(pipeline.of(c), file)
+    verbs.inspect.inspect(pipeline.of(c, json), file, json)
 
 
 @task(
@@ -135,10 +139,10 @@ def register(
     verbs.register.register(pipeline.of(c), url, zone, endpoint, upgrade)
 
 
-@task
-def status(c: HostContext) -> None:
+@task(help={"json": JSON})
+def status(c: HostContext, json: bool = False) -> None:
     """Tell of the build that was left to the host by --detach, and who holds LOCATION."""
-    verbs.jobs.status(pipeline.of(c))
+    verbs.jobs.status(pipeline.of(c, json), json)
 
 
 @task
@@ -183,10 +187,10 @@ def boot(c: HostContext, uefi: bool = False, memory: str = "256") -> None:
     sys.exit(verbs.enter.boot(pipeline.of(c), uefi, memory))
 
 
-@task(help={"memory": "MiB.", "json": "Write the result here, too."})
-def verify(c: HostContext, memory: str = "256", json: str = "") -> None:
+@task(help={"memory": "MiB.", "report": REPORT, "json": JSON})
+def verify(c: HostContext, memory: str = "256", report: str = "", json: bool = False) -> None:
     """Boot the image under each firmware and check it from inside."""
-    verbs.verify.verify(pipeline.of(c), memory, json)
+    verbs.verify.verify(pipeline.of(c, json), memory, report, json)
 
 
 @task(
@@ -199,7 +203,7 @@ def verify(c: HostContext, memory: str = "256", json: str = "") -> None:
         "documents": "Folder of documents for routers (default: config/rehearsal).",
         "redundant": "Play a pair of routers and a failover.",
         "memory": "MiB of each machine.",
-        "json": "Write the result here, too.",
+        "report": REPORT,
     },
 )
 def rehearse(
@@ -211,10 +215,12 @@ def rehearse(
     documents: str = "",
     redundant: bool = False,
     memory: str = "256",
-    json: str = "",
+    report: str = "",
 ) -> None:
     """Boot the image and play a management server's part against it, step by step."""
-    verbs.rehearse.rehearse(pipeline.of(c), type, (scripts, agent, patch), documents, redundant, memory, json)
+    verbs.rehearse.rehearse(
+        pipeline.of(c), type, (scripts, agent, patch), documents, redundant, memory, report
+    )
 
 
 @task(
@@ -223,11 +229,27 @@ def rehearse(
         "cache": "Layers that the current plan does not reach, too.",
         "all": "Everything below LOCATION.",
         "dry-run": "Only list.",
+        "json": JSON,
     },
 )
-def clean(c: HostContext, cache: bool = False, all: bool = False, dry_run: bool = False) -> None:
+def clean(
+    c: HostContext, cache: bool = False, all: bool = False, dry_run: bool = False, json: bool = False
+) -> None:
     """Remove leftover parts; with --cache and --all more."""
-    verbs.clean.clean(pipeline.of(c), "all" if all else "cache" if cache else "parts", dry_run)
+    what = "all" if all else "cache" if cache else "parts"
+    verbs.clean.clean(pipeline.of(c, json), what, dry_run, json)
+
+
+@task(positional=["shell"], help={"shell": "bash, zsh or fish."})
+def completion(c: HostContext, shell: str) -> None:
+    """Print the script that teaches a shell to complete `inv`."""
+    print(verbs.completion.script(shell), end="")
+
+
+@task
+def manual(c: HostContext) -> None:
+    """Print the manual page; read it with `inv manual | man -l -`."""
+    print(verbs.manual.page(namespace), end="")
 
 
 @task(
@@ -243,6 +265,12 @@ def clean(c: HostContext, cache: bool = False, all: bool = False, dry_run: bool 
 def test(c: HostContext, ring: str = "", k: str = "", seconds: str = "", seed: str = "") -> None:
     """Run the tests; as an ordinary user, first those that need root, with sudo."""
     verbs.checks.test(c, ring, k, seconds, seed)
+
+
+@task
+def picture(c: HostContext) -> None:
+    """Draw the picture of a build in README anew, from a real run of the tiny image."""
+    verbs.checks.picture(c)
 
 
 @task(
@@ -278,6 +306,9 @@ namespace = Collection(
     verify,
     rehearse,
     clean,
+    completion,
+    manual,
     test,
     bench,
+    picture,
 )

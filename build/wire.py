@@ -2,9 +2,9 @@
 
 A request goes down the agent's stdin as one line of JSON, {"verb": NAME, ...}; up come events, each one line,
 {"event": KIND, ...}, until `result` with its value, or `failure` with message and hint. What a verb may send
-besides: `progress` (label, done, total), `note` (text), and what its request says. The class of a request
-names the verb and the type of its result; `dump` makes JSON of either, `load` makes it again and raises
-ValueError for what is not of that kind.
+besides: `work` (name, last: seconds of the last run there), `progress` (label, done, total), `note` (text),
+and what its request says. The class of a request names the verb and the type of its result; `dump` makes
+JSON of either, `load` makes it again and raises ValueError for what is not of that kind.
 """
 
 from __future__ import annotations

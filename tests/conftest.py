@@ -83,16 +83,22 @@ def pytest_make_collect_report(
 def _open(tmp_path_factory: pytest.TempPathFactory) -> None:
     """Let the ordinary users that tests become walk into their temporary folders, and read what is there."""
     os.umask(0o022)
-    base = tmp_path_factory.getbasetemp()
+    _open_up(tmp_path_factory.getbasetemp())
+
+
+def _open_up(base: Path) -> None:
     roof = Path(tempfile.gettempdir())
     for path in (base, *base.parents):
-        if roof in path.parents:
+        if roof in path.parents and os.geteuid() == path.stat().st_uid:
             path.chmod(0o755)
 
 
 @pytest.fixture(autouse=True)
-def _ring(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+def _ring(
+    request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch, tmp_path_factory: pytest.TempPathFactory
+) -> None:
     """Hold a test to its ring, away from the settings of whoever runs it."""
+    _open_up(tmp_path_factory.getbasetemp())  # pytest closes what its runs share when another one begins
     for name in [name for name in os.environ if name.startswith("SYSTEMVM_")]:
         monkeypatch.delenv(name)
     # Whatever leads to the network from here, the tests' own servers are not behind it.

@@ -43,6 +43,14 @@ class Built:
         return told
 
 
+def copied_resolution(tiny: Built, location: Path) -> Path:
+    """A new location that knows the same package set: what both builds must have in common."""
+    location.mkdir()
+    shutil.copytree(tiny.location / "resolutions", location / "resolutions")
+    shutil.copytree(tiny.location / "debs", location / "debs")
+    return location
+
+
 def sha256(path: Path) -> str:
     """Hash a file as it reads, holes and all."""
     with path.open("rb") as stream:

@@ -13,17 +13,30 @@ import json
 import os
 import socket
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from build.agent import facts
+from build.agent import facts, files
 from build.agent.events import Emit, Failure
 from build.agent.sandbox import BuildPaths, Tree
 
 ROOT_LOCATION = "/var/lib/images/systemvm"
 """Where root builds, unless told otherwise."""
-_held: dict[Path, int] = {}
+SIZE = 1024
+"""Bytes of what a lock's file says."""
+
+
+@dataclass(frozen=True)
+class Held:
+    """A lock that this process holds, and what its file says of us."""
+
+    handle: int
+    holder: Mapping[str, Any]
+
+
+_held: dict[Path, Held] = {}
 """Locks live as long as this process: the kernel gives them back, whatever ends it."""
 
 
@@ -46,14 +59,34 @@ def lock(location: Path, emit: Emit, what: str) -> None:
         "what": what,
         "since": int(time.time()),
     }
-    os.ftruncate(handle, 0)
-    os.pwrite(handle, json.dumps(holder).encode(), 0)
-    _held[location] = handle
+    _held[location] = Held(handle, holder)
+    tell(location, None)
+
+
+def tell(location: Path, work: Mapping[str, Any] | None) -> None:
+    """Note in the lock that we hold, for whoever reads it, what we are doing; nothing if we hold none."""
+    if held := _held.get(location):
+        # One write of one length: a reader sees the old or the new.
+        text = json.dumps({**held.holder, "work": work}).encode()
+        with contextlib.suppress(OSError):
+            os.pwrite(held.handle, text.ljust(SIZE)[:SIZE], 0)
+            os.ftruncate(held.handle, SIZE)
+
+
+def work(location: Path) -> dict[str, Any] | None:
+    """What the process that holds LOCATION is doing, as it told; None if nobody holds it or tells."""
+    if not is_locked(location):
+        return None
+    try:
+        told: dict[str, Any] | None = json.loads(files.read(location / "lock"))["work"]
+    except (ValueError, KeyError, TypeError):
+        return None
+    return told
 
 
 def _holder(handle: int) -> str:
     try:
-        told = json.loads(os.pread(handle, 4096, 0))
+        told = json.loads(os.pread(handle, SIZE, 0))
         since = int(time.time()) - told["since"]
         return f"{told['user']} (pid {told['pid']} on {told['host']}, {told['what']}, for {since} s)"
     except (ValueError, KeyError):

@@ -12,11 +12,11 @@ import inspect
 import logging
 import tomllib
 from collections import deque
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from invoke import Argument, Program
+from invoke import Argument, Exit, Program
 from invoke.exceptions import ParseError
 from invoke.parser.context import to_flag
 
@@ -32,8 +32,9 @@ SWITCHES = (
     ("frozen", "Use the stored resolution, ask no mirror."),
     ("ask-password", "Ask for the root password of the image."),
     ("rootless", "With -H: build as the user who logs in; never ask for sudo."),
-    ("detach", "With -H: let the build go on without us; see status, attach, cancel."),
+    ("detach", "Let the build go on without us; see status, attach, cancel."),
     ("no-fetch", "With -H: leave the files there."),
+    ("quiet", "Print results and errors only."),
 )
 REPEATABLE = (
     ("image", "FILE", "Image definition (default: config/systemvm.yaml)."),
@@ -73,8 +74,12 @@ def core_args(stock: Sequence[Argument]) -> list[Argument]:
     ]
 
 
-def teach(program: Program) -> None:
-    """Give the running `inv` our flags, our help and our errors."""
+Complete = Callable[[Sequence[str], Mapping[str, Any], Mapping[str, Any]], list[str]]
+"""Says what the last of some words can become, from the flags of every verb and the verbs."""
+
+
+def teach(program: Program, complete: Complete) -> None:
+    """Give the running `inv` our flags, our help, our errors and our completion."""
     if not program.argv or "hosts" in program.args:
         return  # imported by a test or by `fab`: no `inv` to teach
     stock, parse = program.core_args, program.parse_tasks
@@ -84,6 +89,10 @@ def teach(program: Program) -> None:
         core = {to_flag(name): arg for arg in known for name in arg.names}
         contexts = program.collection.to_contexts()
         verbs = {name: context for context in contexts for name in (context.name, *context.aliases)}
+        if "--complete" in program.argv:
+            words = program.argv[program.argv.index("--") + 1 :] if "--" in program.argv else []
+            print("\n".join(complete(words, core, verbs)))
+            raise Exit
         front, rest = arrange(program.argv[1:], core, verbs)
         try:
             program.parse_core([program.argv[0], *front])

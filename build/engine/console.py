@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import sys
 import threading
@@ -33,17 +34,23 @@ _writing = threading.RLock()
 class Console:
     """Writes for one host; `prefix` names it where there is more than one place the work could be.
 
-    `row` is where its progress is shown when several hosts work side by side.
+    `row` is where its progress is shown when several hosts work side by side; `quiet` leaves out what
+    tells how the work goes.
     """
 
-    def __init__(self, prefix: str = "", stream: TextIO | None = None, row: int = 0) -> None:
-        self.row = row
+    def __init__(
+        self, prefix: str = "", stream: TextIO | None = None, row: int = 0, quiet: bool = False
+    ) -> None:
+        self.row, self.quiet, self.host = row, quiet, prefix
         self.prefix = f"{prefix} | " if prefix else ""
         self.stream = stream or sys.stdout
         self.lively = self.stream.isatty() and os.environ.get("TERM") != "dumb"
         self.coloured = self.lively and "NO_COLOR" not in os.environ
         self._bar: tqdm[Any] | None = None
-        self._label, self._began = "", 0.0
+        self._work = self._label = self._share = ""
+        self._began = 0.0
+        self._last: float | None = None
+        self._over = threading.Event()
         if self.coloured:
             colorama.just_fix_windows_console()
 
@@ -53,52 +60,79 @@ class Console:
             self.stream.write(f"{self.prefix}{text}\n")
             self.stream.flush()
 
+    def json(self, **fields: Any) -> None:
+        """Print a result for programs: one line, whichever host it is of."""
+        self.done()
+        with _writing:
+            print(json.dumps({"host": self.host, **fields}), flush=True)
+
     def step(self, state: str, name: str, seconds: float, extra: str = "") -> None:
         """Print how a step ended: `built|cached NAME 12.3s`."""
         self.done()
+        if self.quiet:
+            return
         self.line(
-            f"{self.paint(state, f'{state:<7}')} {name:<18} {seconds:6.1f}s{f'  {extra}' if extra else ''}"
+            f"{self.paint(state, f'{state:<7}')} {name:<17} {seconds:6.1f}s{f'  {extra}' if extra else ''}"
         )
 
     def note(self, text: str) -> None:
         """Print something worth knowing about the work that is going on."""
-        self.line(f"        {text}")
+        if not self.quiet:
+            self.line(f"        {text}")
+
+    def work(self, name: str, last: float | None) -> None:
+        """Show that work began, and go on showing how long it takes; `last`: seconds of its last run here."""
+        self.done()
+        if self.quiet or not self.lively:
+            return
+        with _writing:
+            self._work, self._label, self._began, self._last = name, name, time.time(), last
+            self._over = threading.Event()
+            threading.Thread(target=self._tick, args=(self._over,), daemon=True).start()
 
     def progress(self, label: str, done: int, total: int) -> None:
         """Show true progress of what takes longer than a moment; nothing where it cannot be drawn over."""
-        if not self.lively or total <= 0:
+        if self.quiet or not self.lively or total <= 0:
             return
         with _writing:
-            if self._label != label:
+            if not self._work and self._label != label:
                 self.done()
-                self._label, self._began = label, time.time()
-            if self._bar is None:
-                if time.time() - self._began < MOMENT:
-                    return
-                self._bar = self._draw(label, total)
-            self._bar.total = total
-            self._bar.n = min(done, total)
-            self._bar.refresh()
+                self._began = time.time()
+            self._label = label
+            self._show(min(done, total), total)
 
-    def _draw(self, label: str, total: int) -> tqdm[Any]:
-        # tqdm's own `delay` does not hold back a refresh, and what it thinks it never drew it leaves there.
-        bar = tqdm(
-            total=total,
-            desc=f"{self.prefix}{label}",
-            leave=False,
-            file=self.stream,
-            bar_format="{desc} {percentage:3.0f}% |{bar}| {elapsed}<{remaining}",
-            position=self.row,
-        )
+    def _tick(self, over: threading.Event) -> None:
+        while not over.wait(1.0):
+            with _writing:
+                if not over.is_set():
+                    self._show()
+
+    def _show(self, done: int = 0, total: int = 0) -> None:
+        """Draw the line anew, unless it is too early for one."""
+        if time.time() - self._began < MOMENT:
+            return
+        if self._bar is None:
+            # tqdm's own `delay` does not hold back a refresh, and what it thinks it never drew stays.
+            self._bar = tqdm(total=1, leave=False, file=self.stream, position=self.row, bar_format=" ")
+        bar = self._bar
+        if total:
+            bar.total, bar.n = total, done
+            self._share = " {percentage:3.0f}% |{bar}|"
         bar.start_t = self._began
-        return bar
+        label = self._label if self._label == self._work or not self._work else f"{self._work}: {self._label}"
+        times = "{elapsed}" if self._work else "{elapsed}<{remaining}"
+        if self._work and self._last:
+            times += f" ({clock(self._last)} last time)"
+        bar.bar_format = f"{self.prefix}{label}{self._share} {times}"
+        bar.refresh()
 
     def done(self) -> None:
-        """Take the bar away."""
+        """Take the line away."""
         with _writing:
+            self._over.set()
             if self._bar is not None:
                 self._bar.close()
-            self._bar, self._label = None, ""
+            self._bar, self._label, self._work, self._share = None, "", "", ""
 
     def paint(self, state: str, text: str) -> str:
         """Colour a text by the state it tells."""
@@ -115,6 +149,11 @@ class Console:
         for row in texts:
             cells = [self.paint(cell, cell.ljust(width)) for cell, width in zip(row, widths, strict=True)]
             self.line("  ".join(cells).rstrip())
+
+
+def clock(seconds: float) -> str:
+    """Write a time as minutes and seconds."""
+    return str(tqdm.format_interval(max(0.0, seconds)))
 
 
 def size(count: float) -> str:

@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import hashlib
 import os
+import sys
+import time
 from collections.abc import Mapping, Sequence
 from functools import cached_property
 from pathlib import Path
@@ -30,11 +32,15 @@ UNRESOLVED = Resolution((), 0, 0)
 """Stands in where a plan is shown before anything was resolved."""
 
 
-def of(context: remote.HostContext) -> Build:
-    """The build of a task's context; tasks of one command line and host share it."""
+def of(context: remote.HostContext, json: bool = False) -> Build:
+    """The build of a task's context; tasks of one command line and host share it.
+
+    For one that answers in JSON, what else there is to say goes to standard error.
+    """
     if "build" not in context.state:
         row = context.flags.hosts.index(context.host.name) if context.host.remote else 0
-        console = Console(context.host.name, row=row)
+        stream = sys.stderr if json else sys.stdout
+        console = Console(context.host.name, stream, row, context.flags.quiet)
         context.state["build"] = Build(context.host, context.flags, console)
     build: Build = context.state["build"]
     return build
@@ -154,9 +160,10 @@ class Build:
         return self._resolve(self.site, self.flags.frozen)
 
     def stored_resolution(self) -> Resolution | None:
-        """The resolution of an earlier run, for verbs that only look."""
+        """The resolution of an earlier run, for verbs that only look; None where there is none."""
+        site = self.prospect  # what is wrong with the settings is told as that
         try:
-            return self._resolve(self.prospect, frozen=True)
+            return self._resolve(site, frozen=True)
         except BuildError:
             return None
 
@@ -204,8 +211,9 @@ class Build:
 
     def mount(self) -> None:
         """Prove the host: the sandbox opens and a tree can be mounted at MOUNTPOINT in it."""
+        started = time.monotonic()
         seen = self.host.ask(wire.Mount(self.site.place), self.follow)
-        self.console.line(f"{self.console.paint('ok', 'mount  ')} {seen.mounted}")
+        self.console.step("ok", "mount", time.monotonic() - started, " ".join(seen.mounted.split()[:2]))
 
     def ensure(self, name: str) -> Layer:
         """Bring the layer of this step into the cache, with all it stands on."""
@@ -312,6 +320,8 @@ class Build:
         """Show what the agent says while it works."""
         if event["event"] == "progress":
             self.console.progress(event["label"], event["done"], event["total"])
+        elif event["event"] == "work":
+            self.console.work(event["name"], event["last"])
         elif event["event"] == "note":
             self.console.note(event["text"])
 

@@ -6,7 +6,7 @@ import importlib
 from collections.abc import Callable
 from typing import cast
 
-from build import STEPS
+from build import STEPS as STEPS
 from build.engine.plan import Step
 from build.engine.resolution import Resolution
 from build.engine.settings import Loaded

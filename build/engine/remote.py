@@ -38,15 +38,18 @@ class Flags:
     no_fetch: bool = False
     to: str = ""
     debug: bool = False
+    quiet: bool = False
 
 
-def register_flags(program: Program, submit_detached: Callable[[HostContext], None]) -> None:
-    """Give the running `inv` our core flags.
+def register_flags(
+    program: Program, submit_detached: Callable[[HostContext], None], complete: command_line.Complete
+) -> None:
+    """Give the running `inv` our core flags, and what a shell asks it on Tab.
 
     With --detach, what the verbs asked for is left to the host by `submit_detached`.
     """
     HostExecutor.submit_detached = staticmethod(submit_detached)
-    command_line.teach(program)
+    command_line.teach(program, complete)
 
 
 class HostContext(Context):
@@ -243,6 +246,7 @@ def read_flags(core: Any, host: str = "") -> Flags:
         bool(given("no-fetch", False)),
         str(given("to", "")),
         bool(given("debug", False)),
+        bool(given("quiet", False)),
     )
 
 

@@ -306,6 +306,18 @@ class Settings(Part):
         return tuple(dict.fromkeys((*asked, self.jre) if self.jre else asked))
 
 
+def kinds_by_key() -> dict[str, Any]:
+    """Type of every setting, those in tables as `table.key`."""
+    kinds: dict[str, Any] = {}
+    for name, told in Settings.model_fields.items():
+        if _is_table(told.annotation):
+            inner = told.annotation.model_fields.items()
+            kinds |= {f"{name}.{key}": each.annotation for key, each in inner}
+        else:
+            kinds[name] = told.annotation
+    return kinds
+
+
 @dataclass(frozen=True)
 class Loaded:
     """Settings with the origin of every key, and what the image definition brings along."""

@@ -5,11 +5,13 @@ from __future__ import annotations
 from build.verbs import build as build
 from build.verbs import checks as checks
 from build.verbs import clean as clean
+from build.verbs import completion as completion
 from build.verbs import convert as convert
 from build.verbs import doctor as doctor
 from build.verbs import enter as enter
 from build.verbs import inspect as inspect
 from build.verbs import jobs as jobs
+from build.verbs import manual as manual
 from build.verbs import params as params
 from build.verbs import register as register
 from build.verbs import rehearse as rehearse

@@ -25,14 +25,14 @@ def resolve(build: Build) -> None:
     started = time.monotonic()
     found = build.resolution
     total = size(sum(package.size for package in found.packages))
-    what = f"{len(found.packages)} packages, {total}, as of {_date(found.epoch)}"
+    what = f"{len(found.packages)} packages, {total}, of {_date(found.epoch)}"
     if build.flags.frozen:
         what += f"; frozen, the mirror was asked {_age(time.time() - found.checked)} ago"
     build.console.step("frozen" if build.flags.frozen else "ok", "resolve", time.monotonic() - started, what)
 
 
 def _date(seconds: int) -> str:
-    return time.strftime("%Y-%m-%d %H:%M UTC", time.gmtime(seconds))
+    return time.strftime("%Y-%m-%d %H:%MZ", time.gmtime(seconds))
 
 
 def _age(seconds: float) -> str:

@@ -45,3 +45,10 @@ def bench(context: HostContext, name: str, pairs: str) -> None:
     line = [sys.executable, "-B", f"bench/{name}.py", "--pairs", pairs]
     if status := context.host.show(line, CHECKOUT):
         raise BuildError("below target", "run it again on a quiet machine", status)
+
+
+def picture(context: HostContext) -> None:
+    """Draw the picture of a build for README."""
+    _only_here(context, "the picture is drawn")
+    if status := context.host.show([sys.executable, "-B", "-m", "tests.picture"], CHECKOUT):
+        raise BuildError("there is no new picture", "read the lines above", status)

@@ -45,14 +45,15 @@ def show(console: Output, rows: Sequence[wire.Check]) -> None:
         console.line("to fix:")
         for line in lines:
             console.line(f"  {line}")
-    lacking = [row.name for row in rows if state(row) == "FAIL"]
-    if lacking:
-        raise BuildError(
-            f"this host cannot build yet: {', '.join(lacking)}", "run the commands above, then: inv doctor"
-        )
+    _judge(rows, "run the commands above, then: inv doctor")
 
 
-def doctor(build: Build, install: bool) -> None:
+def _judge(rows: Sequence[wire.Check], hint: str) -> None:
+    if lacking := [row.name for row in rows if state(row) == "FAIL"]:
+        raise BuildError(f"this host cannot build yet: {', '.join(lacking)}", hint)
+
+
+def doctor(build: Build, install: bool, json: bool) -> None:
     """Print the host's checks, with `install` after that; fails when a build lacks something."""
     if install:
         script = (CHECKOUT / "build/engine/install.sh").read_text(encoding="utf-8")
@@ -63,4 +64,9 @@ def doctor(build: Build, install: bool) -> None:
     request = wire.Doctor(build.prospect.place, build.prospect.image, settings)
     rows = build.host.ask(request, build.follow)
     build.console.done()
-    show(build.console, [replace(row, fix=build.again(row.fix)) for row in rows])
+    rows = tuple(replace(row, fix=build.again(row.fix)) for row in rows)
+    if not json:
+        show(build.console, rows)
+        return
+    build.console.json(checks=[{**wire.dump(row), "state": state(row)} for row in rows])
+    _judge(rows, "run what stands at `fix`, then: inv doctor")

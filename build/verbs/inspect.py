@@ -53,12 +53,14 @@ def plain(value: object) -> str:
     return "".join(char if char.isprintable() else "?" for char in str(value))
 
 
-def inspect(build: Build, file: str) -> None:
+def inspect(build: Build, file: str, json: bool) -> None:
     """Say what an image file is and what is wrong with it; fails when a hypervisor would refuse it."""
     path = file if build.host.remote else str(Path(file).resolve())
     seen = build.host.ask(wire.Inspect(path), build.follow)
     build.console.done()
-    for line in lines(seen):
+    if json:
+        build.console.json(**wire.dump(seen))
+    for line in () if json else lines(seen):
         build.console.line(line)
     if status(seen):
         raise BuildError(f"{file} would be refused", "correct what the findings name, or convert again")

@@ -7,15 +7,21 @@ from collections.abc import Mapping
 from typing import Any
 
 from build import wire
+from build.engine.console import clock
 from build.engine.errors import BuildError
 from build.engine.hosts.session import explain
 from build.engine.pipeline import Build
 from build.verbs import artifacts
 
 
-def status(build: Build) -> None:
+def status(build: Build, json: bool) -> None:
     """Print how the build is that was left to the host, and who holds LOCATION."""
     told = build.host.ask(wire.Job(build.prospect.place, "status"))
+    if json:
+        fields = ("state", "what", "user", "since", "until", "step", "lock", "work")
+        location = build.prospect.place.location
+        build.console.json(location=location, **{name: told.get(name) or None for name in fields})
+        return
     if told["state"] == "none":
         build.console.line("no build was left to this host")
     else:
@@ -25,6 +31,17 @@ def status(build: Build) -> None:
         build.console.line(f"{told['state']}{step} after {lasted}: {told['what']}, by {told['user']}")
     if told["lock"]:
         build.console.line(f"{build.prospect.place.location} is held by {told['lock']}")
+    if work := told.get("work"):
+        build.console.line(describe(work, time.time()))
+
+
+def describe(work: Mapping[str, Any], now: float) -> str:
+    """Say what is being done there, how far it is, and how long it took last time."""
+    label = work.get("label", work["name"])
+    what = work["name"] if label == work["name"] else f"{work['name']}: {label}"
+    share = f" {100 * work['done'] // work['total']}%" if work.get("total") else ""
+    last = f" ({clock(work['last'])} last time)" if work.get("last") else ""
+    return f"{what}{share}, {clock(now - work['since'])} so far{last}"
 
 
 def attach(build: Build) -> None:

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Mapping, Sequence
+from json import dumps
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -147,10 +147,10 @@ def _cell(check: Check | None, width: int) -> str:
     return text if len(text) <= width else f"{text[: width - 3]}..."
 
 
-def verify(build: Build, memory: str, target: str) -> None:
+def verify(build: Build, memory: str, target: str, json: bool) -> None:
     """Boot the raw image, or with --formats what it was converted to, and check it from inside.
 
-    Prints the table and writes JSON; fails if any check does.
+    Prints the table, or the report as JSON, and writes the report; fails if any check does.
     """
     wanted = build.settings
     size = mebibytes(memory)
@@ -176,10 +176,13 @@ def verify(build: Build, memory: str, target: str) -> None:
     )
     result = build.host.ask(request, build.follow)
     build.console.done()
-    show(build.console, result)
+    if json:
+        build.console.json(passed=passed(result), **result)
+    else:
+        show(build.console, result)
     report = Path(target) if target else artifacts.home(build) / f"{wanted.imagename}.verify.json"
     report.parent.mkdir(parents=True, exist_ok=True)
-    report.write_text(json.dumps(result, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+    report.write_text(dumps(result, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     build.console.line(f"report {report}")
     if not passed(result):
         raise BuildError(

@@ -44,7 +44,7 @@ def test_a_router_is_rehearsed_from_its_first_start_to_its_reboot(system: Built,
     for name, text in DOCUMENTS.items():
         (documents / name).write_text(text)
     scripts, report, before = standin.served(tmp_path / "vms"), tmp_path / "report.json", sha256(system.image)
-    files = ("--scripts", str(scripts), "--documents", str(documents), "--json", str(report))
+    files = ("--scripts", str(scripts), "--documents", str(documents), "--report", str(report))
     done = cli.inv("rehearse", "--type", "router", *files, *system.flags)
     assert done.returncode == 0, done.stdout + done.stderr
     told = json.loads(report.read_text())

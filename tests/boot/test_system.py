@@ -41,7 +41,7 @@ ROWS = {
 
 def verified(flags: tuple[str, ...], target: Path, *options: str) -> dict[str, dict[str, Any]]:
     """Run `inv verify`, see that it agrees with its own JSON, and return the guests by firmware."""
-    done = cli.inv(*flags, "verify", f"--json={target}", *options)
+    done = cli.inv(*flags, "verify", f"--report={target}", *options)
     result = json.loads(target.read_text()) if target.exists() else {"guests": []}
     assert done.returncode == 0, done.stdout + done.stderr
     for guest in result["guests"]:
@@ -86,7 +86,7 @@ def test_every_format_boots_on_its_hypervisor_s_machine(
     asked = ("--formats", formats, "--set", "names.vhd=tiny.vhd.bz2", "--set", "firmware=bios")
     target = tmp_path / "told"
     lay = {path.name for path in tiny.location.iterdir()}
-    done = cli.inv(*tiny.flags, *asked, "verify", f"--json={target}")
+    done = cli.inv(*tiny.flags, *asked, "verify", f"--report={target}")
     assert done.returncode == 0, done.stdout + done.stderr
     guests = {one["name"]: one for one in json.loads(target.read_text())["guests"]}
     seen = {name: (value(one, "disk driver"), value(one, "nic driver")) for name, one in guests.items()}

@@ -246,18 +246,19 @@ def test_a_full_disk_is_named(tmp_path: Path) -> None:
 
 def test_keep_shows_the_tree_on_the_host_until_umount(tmp_path: Path) -> None:
     agent = Agent()
-    where = place(tmp_path, mountpoint=str(tmp_path / "shown"))
+    above = Path(f"/mnt/kept-{os.getpid()}")
+    where = place(tmp_path, mountpoint=f"{above}/shown")
     build(agent, where, [BASE, EDIT])
     chain = [layer.key for layer in plan.layers([BASE, EDIT])]
     try:
         agent.call("keep", place=where, chain=chain, action="mount")
-        assert (tmp_path / "shown/d/new").exists()
+        assert (above / "shown/d/new").exists()
         with pytest.raises(Refused, match="still mounted"):
             agent.call("clean", place=where, image="/none", what="all")
         with pytest.raises(Refused, match="in use already"):
             agent.call("keep", place=where, chain=chain, action="mount")
         agent.call("keep", place=where, chain=[], action="umount")
-        assert not os.path.ismount(tmp_path / "shown")
+        assert not above.exists()
         with pytest.raises(Refused, match="nothing of ours"):
             agent.call("keep", place=where, chain=[], action="umount")
     finally:

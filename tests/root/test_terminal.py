@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import json
 import os
+import re
 import shlex
 import subprocess
 import sys
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import pytest
 
 from tests import cli
 from tests.agent import CHECKOUT
+from tests.images import STEPS, TINY, Built, copied_resolution, sha256
 
 Screen = Callable[..., list[list[str]]]
 BARS = r"""
@@ -33,33 +36,26 @@ for label, tenths in WORK:
 
 @pytest.fixture
 def screen(tmp_path: Path) -> Iterator[Screen]:
-    """Run Python on a terminal of 80 columns; gives what was seen on it, again and again."""
+    """Run a command line on a terminal of 80 columns; gives what was seen on it, again and again.
+
+    `look` is called with each.
+    """
     socket = str(tmp_path / "tmux")
 
     def tmux(*words: str) -> str:
-        return subprocess.run(
-            ["tmux", "-S", socket, *words], check=True, capture_output=True, text=True
-        ).stdout
+        done = subprocess.run(["tmux", "-S", socket, *words], check=True, capture_output=True, text=True)
+        return done.stdout
 
-    def watch(program: str) -> list[list[str]]:
-        line = shlex.join(["env", f"PYTHONPATH={CHECKOUT}", sys.executable, "-B", "-c", program])
-        tmux(
-            "-f",
-            "/dev/null",
-            "new-session",
-            "-d",
-            "-x",
-            "80",
-            "-y",
-            "24",
-            f"{line}; echo over; exec sleep 60",
-        )
+    def watch(argv: Sequence[str], look: Callable[[list[str]], object] = len) -> list[list[str]]:
+        size = ("-x", "80", "-y", "40", "-c", str(CHECKOUT))
+        tmux("-f", "/dev/null", "new-session", "-d", *size, f"{shlex.join(argv)}; echo over; exec sleep 60")
         seen: list[list[str]] = []
-        deadline = time.monotonic() + 60
+        deadline = time.monotonic() + 240
         while time.monotonic() < deadline:
             seen.append([row.rstrip() for row in tmux("capture-pane", "-p").rstrip().splitlines()])
             if seen[-1][-1:] == ["over"]:
                 return seen
+            look(seen[-1])
             time.sleep(0.1)
         raise AssertionError(seen[-1])
 
@@ -67,10 +63,46 @@ def screen(tmp_path: Path) -> Iterator[Screen]:
     subprocess.run(["tmux", "-S", socket, "kill-server"], check=False)
 
 
+def python(program: str) -> list[str]:
+    return ["env", f"PYTHONPATH={CHECKOUT}", sys.executable, "-B", "-c", program]
+
+
+def test_a_long_build_says_what_it_does_and_so_does_status(
+    screen: Screen, tiny: Built, tmp_path: Path
+) -> None:
+    """How far, and how long it took last time, in one line of which nothing stays; the bytes are the same."""
+    location = copied_resolution(tiny, tmp_path / "again")
+    (location / "paces.json").write_text('{"debootstrap": 83.0, "disk": 62.0}')
+    told: list[str] = []
+
+    def look(rows: list[str]) -> None:
+        if not told and any(row.startswith("debootstrap: ") and "%" in row for row in rows):
+            told.extend(cli.succeed("status", *TINY, "--set", f"location={location}").splitlines())
+
+    line = [*cli.INV, "build", *TINY, "--frozen", "--set", f"location={location}"]
+    seen = screen(line, look)
+    lines = [row for rows in seen for row in rows if " last time)" in row]
+    assert any(
+        re.match(r"debootstrap: \w+ +\d+% \|.*\| \d\d:\d\d \(01:23 last time\)$", row) for row in lines
+    )
+    assert (
+        max(len(row) for rows in seen for row in rows if "sha256" not in row and "resolve" not in row) <= 80
+    )
+    assert [row.split()[1] for row in seen[-1] if row.startswith("built ")] == [*STEPS, "disk"]
+    assert not [row for row in seen[-1] if "last time" in row]
+    assert told[0] == "no build was left to this host"
+    assert re.match(r".* is held by .*, inv debootstrap, for \d+ s\)$", told[1])
+    assert re.match(r"debootstrap: \w+ \d+%, \d\d:\d\d so far \(01:23 last time\)$", told[2])
+    paces = json.loads((location / "paces.json").read_text())
+    assert set(paces) == {*STEPS, "disk"}
+    assert paces["debootstrap"] != 83.0
+    assert sha256(location / "tiny.img") == sha256(tiny.image)
+
+
 @pytest.mark.parametrize("host", ["", "bh"])
 def test_only_long_work_gets_a_bar_and_none_stays(screen: Screen, host: str) -> None:
     work = [("doctor", 12), ("convert", 40), ("verify", 12)]
-    seen = screen(BARS.replace("HOST", repr(host)).replace("WORK", repr(work)))
+    seen = screen(python(BARS.replace("HOST", repr(host)).replace("WORK", repr(work))))
     prefix = f"{host} | " if host else ""
 
     def told(label: str) -> list[str]:

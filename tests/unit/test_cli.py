@@ -100,7 +100,7 @@ def inv(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
             name=stock.name, binary=stock.binary, binary_names=stock.binary_names, version=stock.version
         )
         monkeypatch.setattr(invoke.main, "program", program)
-        monkeypatch.setattr(pipeline, "of", lambda context: Recorder(context, answer))
+        monkeypatch.setattr(pipeline, "of", lambda context, json=False: Recorder(context, answer))
         monkeypatch.setattr(remote, "connect", connection(answer, fail))
         for _, module in inspect.getmembers(verbs, inspect.ismodule):
             for name, verb in inspect.getmembers(module, inspect.isfunction):
@@ -237,6 +237,7 @@ def test_one_host_out_of_reach_does_not_stop_the_others(inv: Inv) -> None:
         (("--yes", "config"), Flags(yes=True)),
         (("config", "--yes"), Flags(yes=True)),
         (("--frozen", "config", "--debug"), Flags(frozen=True, debug=True)),
+        (("config", "--quiet"), Flags(quiet=True)),
         (("-d", "config"), Flags(debug=True)),
         (("--ask-password", "config"), Flags(ask_password=True)),
         (("--image", "config/tiny.yaml", "config"), Flags(image="config/tiny.yaml")),
@@ -287,17 +288,22 @@ def test_a_flag_of_one_line_is_not_there_in_the_next(inv: Inv) -> None:
 @pytest.mark.parametrize(
     ("argv", "call"),
     [
-        (("plan",), ("plan", (False,))),
-        (("plan", "--script"), ("plan", (True,))),
-        (("why", "tweak"), ("why", ("tweak",))),
-        (("why", "tweak", "-H", "h"), ("why", ("tweak",))),
-        (("why", "-H", "h", "tweak"), ("why", ("tweak",))),
-        (("why", "help"), ("why", ("help",))),
+        (("plan",), ("plan", (False, False))),
+        (("plan", "--script"), ("plan", (True, False))),
+        (("why", "tweak"), ("why", ("tweak", False))),
+        (("why", "tweak", "-H", "h"), ("why", ("tweak", False))),
+        (("why", "-H", "h", "tweak"), ("why", ("tweak", False))),
+        (("why", "help"), ("why", ("help", False))),
         (("mount", "--keep"), ("mount", (True,))),
         (("shell", "--at", "tweak", "--command", "ls -l 'a b'"), ("shell", ("tweak", "ls -l 'a b'"))),
         (("boot", "--uefi", "--memory", "512"), ("boot", (True, "512"))),
         (("boot",), ("boot", (False, "256"))),
-        (("verify", "--memory=300", "--json", "out.json"), ("verify", ("300", "out.json"))),
+        (("verify", "--memory=300", "--report", "out.json"), ("verify", ("300", "out.json", False))),
+        (("verify", "--json"), ("verify", ("256", "", True))),
+        (("config", "--json"), ("config", (True,))),
+        (("doctor", "--json"), ("doctor", (False, True))),
+        (("status", "--json"), ("status", (True,))),
+        (("inspect", "--json", "x.vhd"), ("inspect", ("x.vhd", True))),
         (("params", "--type", "router", "--set", "a.b=2"), ("params", ("router",))),
         (("--set", "a.b=2", "params", "router"), ("params", ("router",))),
         (("params", "--set", "a.b=2", "--type", "router"), ("params", ("router",))),
@@ -309,9 +315,9 @@ def test_a_flag_of_one_line_is_not_there_in_the_next(inv: Inv) -> None:
             ("register", "--upgrade", "--endpoint=https://c/client/api", "-H", "h"),
             ("register", ("", "-1", "https://c/client/api", True)),
         ),
-        (("clean",), ("clean", ("parts", False))),
-        (("clean", "--cache", "--dry-run"), ("clean", ("cache", True))),
-        (("clean", "--all"), ("clean", ("all", False))),
+        (("clean",), ("clean", ("parts", False, False))),
+        (("clean", "--cache", "--dry-run"), ("clean", ("cache", True, False))),
+        (("clean", "--all"), ("clean", ("all", False, False))),
         (("test", "--ring", "unit"), ("test", ("unit", "", "", ""))),
     ],
     ids=str,

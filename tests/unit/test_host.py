@@ -70,7 +70,7 @@ def test_the_console_is_plain_when_it_is_not_a_terminal() -> None:
     console.step("built", "tweak", 1.25)
     console.table(("A", "B"), [("x", "long"), ("yy", "z")])
     lines = stream.getvalue().splitlines()
-    assert lines[0] == "bh | built   tweak                 1.2s"
+    assert lines[0] == "bh | built   tweak                1.2s"
     assert lines[1:] == ["bh | A   B", "bh | x   long", "bh | yy  z"]
 
 

@@ -16,10 +16,10 @@ from build.agent.process import PATH
 
 TABLE = """
 verbs build   mount umount shell resolve
-verbs build   build convert verify boot test bench
+verbs build   build convert verify boot test bench picture
 verbs boot    verify boot rehearse test bench
 verbs login   rehearse test bench
-verbs test    test bench
+verbs test    test bench picture
 
 need build  apt-get     apt         solves the package set
 need build  gpgv        gpgv        checks the signature of every InRelease file
@@ -67,6 +67,9 @@ need test   apt-ftparchive apt-utils indexes it
 need test   git         git         clones the checkout
 need test   busybox     busybox     another shell for the launcher
 need test   tmux        tmux        looks at a terminal as a person does
+need test   man         man-db      shows the manual page
+need test   zsh         zsh         completes what is typed
+need test   fish        fish        completes what is typed
 need test   bzip2       bzip2       the compressor that ours is measured against
 """
 

@@ -25,7 +25,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from build import wire
-from build.agent import cloudstack, files, store
+from build.agent import cloudstack, files, pace, store
 from build.agent.events import Emit, Failure
 from build.formats import KINDS
 from build.formats.lib import outer, pieces
@@ -95,7 +95,9 @@ def run(request: wire.Convert, emit: Emit) -> wire.Converted:
         source = {"size": size, "mtime_ns": status.st_mtime_ns}
         wanted = [output for output in outputs if request.force or not _known(output, request, source)]
         if wanted:
-            _convert(fd, size, wanted, request, source, emit, started)
+            what = " ".join(sorted(output.spec["name"] for output in wanted))
+            with pace.work(Path(location) if location else None, "convert", emit, what) as follow:
+                _convert(fd, size, wanted, request, source, follow, started)
         beside = _write_beside(outputs[0].folder, request, source)
     return wire.Converted(
         files=tuple(output.result for output in outputs),

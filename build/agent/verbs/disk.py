@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from build import wire
-from build.agent import sandbox, store
+from build.agent import pace, sandbox, store
 from build.agent.events import Emit
 from build.agent.sandbox import BuildPaths
 from build.agent.verbs import layer
@@ -23,6 +23,11 @@ def run(request: wire.Assemble, emit: Emit) -> wire.Disk:
     store.lock(place.location, emit, request.what)
     if known := finished(image, request.key):
         return wire.Disk("cached", 0.0, str(image), known)
+    with pace.work(place.location, "disk", emit) as follow:
+        return _assemble(place, image, request, follow)
+
+
+def _assemble(place: BuildPaths, image: Path, request: wire.Assemble, emit: Emit) -> wire.Disk:
     started = time.monotonic()
     image.parent.mkdir(parents=True, exist_ok=True)
     part = image.parent / f".{image.name}.part"

@@ -21,7 +21,7 @@ from build.agent import facts, process, sandbox, store
 from build.agent.debian import packages, release, web
 from build.agent.events import Emit, Failure
 from build.agent.files import read
-from build.agent.guest import kvm
+from build.agent.guest import kvm, qemu
 from build.agent.sandbox import BuildPaths
 from build.agent.verbs import keep, preflight, resolve
 from build.wire import Check
@@ -244,9 +244,11 @@ def virtualization(context: CheckContext) -> Iterator[Check]:
     device = Path("/dev/kvm")
     closed = device.exists() and not os.access(device, os.R_OK | os.W_OK)
     join = f"sudo usermod --append --groups kvm {shlex.quote(context.facts['user'])}, then log in again"
-    fix = (
-        join if closed else "enable (nested) virtualization for this machine; until then guests are emulated"
-    )
+    fix = "enable (nested) virtualization for this machine; until then guests are emulated"
+    if closed:
+        fix = join
+    elif device.exists() and not shutil.which(qemu.PROGRAM, path=process.PATH):
+        fix = context.as_root("apt-get install --no-install-recommends qemu-system-x86")
     yield Check("kvm", not why, why or "runs guests", fix, needed=False)
 
 

@@ -39,7 +39,11 @@ def run(request: wire.Job, emit: Emit) -> dict[str, Any]:
     folder = location / "jobs"
     actions: dict[str, Callable[[], dict[str, Any]]] = {
         "start": lambda: _start(folder, request),
-        "status": lambda: {**(_tell(folder) or {"state": "none"}), "lock": store.holder(location)},
+        "status": lambda: {
+            **(_tell(folder) or {"state": "none"}),
+            "lock": store.holder(location),
+            "work": store.work(location),
+        },
         "follow": lambda: _follow(folder, emit),
         "cancel": lambda: _cancel(folder),
     }

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from pathlib import Path
 
@@ -21,14 +22,18 @@ def run(request: wire.Keep, emit: Emit) -> wire.Kept:
         if target not in kept(place.location):
             raise Failure(f"nothing of ours is mounted at {target}", "run: inv mount --keep")
         process.run(["umount", target])
+        _, *made = _marker(place).read_text(encoding="utf-8").splitlines()
+        with contextlib.suppress(OSError):  # somebody else uses them now
+            for folder in made:
+                Path(folder).rmdir()
         _marker(place).unlink(missing_ok=True)
         return wire.Kept(target)
     if os.path.ismount(target):
         raise Failure(f"{target} is in use already", "run: inv umount")
-    made = not place.mountpoint.exists()
+    missing = [folder for folder in (place.mountpoint, *place.mountpoint.parents) if not folder.exists()]
     place.mountpoint.mkdir(parents=True, exist_ok=True)
     env = {"ROOT": target}
-    _marker(place).write_text(f"{target}\n{int(made)}\n", encoding="utf-8")
+    _marker(place).write_text("\n".join([target, *map(str, missing)]) + "\n", encoding="utf-8")
     process.run(["bash", "-euc", "\n".join(store.view(place, request.chain).mount(place))], env=env)
     return wire.Kept(target)
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from build import wire
-from build.agent import memory, sandbox, store
+from build.agent import memory, pace, sandbox, store
 from build.agent.events import Emit, Failure
 from build.agent.sandbox import BuildPaths, Tree
 
@@ -36,7 +36,12 @@ def run(request: wire.Layer, emit: Emit) -> wire.Built:
     if store.has(place, key):
         store.use(place, key)
         return wire.Built("cached", 0.0)
-    started = time.monotonic()
+    with pace.work(place.location, request.step, emit) as follow:
+        return _build(place, request, follow)
+
+
+def _build(place: BuildPaths, request: wire.Layer, emit: Emit) -> wire.Built:
+    key, started = request.key, time.monotonic()
     place.store.mkdir(parents=True, exist_ok=True)
     part = store.part(place, key)
     sandbox.remove(place, part)

@@ -32,12 +32,14 @@ def run(request: wire.Location, emit: Emit) -> wire.Located:
     place = wire.BuildPaths(str(location), str(mountpoint), mode, True, visible)
     if request.create:
         _make(location)
-        _prove(mode, known)
+        if refusal := _refusal(mode, known):
+            raise refusal
         place = replace(place, overlay=sandbox.overlay_works(location, mode))
         sandbox.mountpoint_lines(sandbox.BuildPaths.of(place))
         if not place.overlay:
             emit("note", text=f"overlayfs does not work on {location}: every layer is a full copy")
-    elif location.is_dir() and os.access(location, os.W_OK) and shutil.which("unshare"):
+    elif location.is_dir() and os.access(location, os.W_OK) and not _refusal(mode, known):
+        # Where nothing can be tried, a look at the layers assumes what most hosts can do.
         place = replace(place, overlay=sandbox.overlay_works(location, mode))
     digests = {name: _digest(location, value, request.create) for name, value in request.secrets.items()}
     return wire.Located(place, str(image), digests)
@@ -57,22 +59,25 @@ def _make(location: Path) -> None:
         ) from error
 
 
-def _prove(mode: str, known: dict[str, Any]) -> None:
-    """Open the namespaces once: the only way to know that they open."""
+def _refusal(mode: str, known: dict[str, Any]) -> Failure | None:
+    """Open the namespaces once, the only way to know that they open; return why they do not."""
+    user = known["user"]
+    if not shutil.which("unshare", path=process.PATH):
+        return Failure("unshare is missing", "install util-linux")
     if mode == "user" and not known["uidmap"]:
-        raise Failure(
+        return Failure(
             "newuidmap is missing, without which an ordinary user cannot build", "run: inv doctor --install"
         )
     done = process.run([*sandbox.namespaces(mode), "true"], check=False)
     if done.returncode == 0:
-        return
+        return None
     if mode == "user" and not known["subids"]:
-        raise Failure(
-            f"{known['user']} has no sub-id range to build as an ordinary user",
-            f"run: sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {known['user']}",
+        return Failure(
+            f"{user} has no sub-id range to build as an ordinary user",
+            f"run: sudo usermod --add-subuids 100000-165535 --add-subgids 100000-165535 {user}",
         )
     reason = done.stderr.strip().splitlines()[-1:] or ["unshare failed"]
-    raise Failure(f"this host does not let {known['user']} open namespaces: {reason[0]}", "run: inv doctor")
+    return Failure(f"this host does not let {user} open namespaces: {reason[0]}", "run: inv doctor")
 
 
 def _digest(location: Path, value: str, create: bool) -> str:
