@@ -13,6 +13,7 @@ import logging
 import tomllib
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -125,91 +126,117 @@ def arrange(
     Invoke takes a flag for the value of a verb's argument where that is still missing, and a verb's help
     for one more verb. Raises BuildError for what nobody knows and for what lacks its value.
     """
-    front: list[str] = []
-    rest: list[str] = []
-    verb: Any = None
-    missing: list[str] = []
-    queue = deque(words)
-    while queue:
-        word = queue.popleft()
+    line = Line(deque(words), core, verbs)
+    while line.queue:
+        word = line.queue.popleft()
         if word == "--":
-            return [*front, word, *queue], rest
-        if not word.startswith("-") or word == "-":
-            if missing:
-                missing.pop(0)
-            elif word == "help":
-                return _help(queue, verb, verbs, core)
-            elif word == "version" and not verb:
-                return ["--version"], []
-            elif word in verbs:
-                verb = verbs[word]
-                missing = [arg.name for arg in verb.positional_args]
-            else:
-                raise unknown_verb(word, verbs)
-            rest.append(word)
-            continue
+            return [*line.front, word, *line.queue], line.rest
+        if word.startswith("-") and word != "-":
+            line.take_flag(word)
+        else:
+            line.take_word(word)
+    if line.missing:
+        raise BuildError(f"{line.verb.name} lacks {line.missing[0].upper()}", line.help_line, USAGE)
+    return line.front, line.rest
+
+
+@dataclass
+class Line:
+    """A command line that is being read: what is still to come, and what has been sorted so far."""
+
+    queue: deque[str]
+    core: Mapping[str, Argument]
+    verbs: Mapping[str, Any]
+    front: list[str] = field(default_factory=list)
+    rest: list[str] = field(default_factory=list)
+    verb: Any = None
+    missing: list[str] = field(default_factory=list)
+    """Arguments that the verb still lacks."""
+
+    def take_word(self, word: str) -> None:
+        """Take an argument of the verb, or else a verb."""
+        if self.missing:
+            self.missing.pop(0)
+        elif word == "help":
+            self._help(list(self.queue))
+            return
+        elif word == "version" and not self.verb:
+            self._only("--version")
+            return
+        elif word in self.verbs:
+            self.verb = self.verbs[word]
+            self.missing = [argument.name for argument in self.verb.positional_args]
+        else:
+            raise unknown_verb(word, self.verbs)
+        self.rest.append(word)
+
+    def take_flag(self, word: str) -> None:
+        """Take a flag, with its value where it has one."""
         flag, equals, value = word.partition("=")
         if not flag.startswith("--") and len(flag) > 2:  # -Hhost, or several switches in one
-            flag, equals, value = word[:2], "", word[2:]
-            argument = _find(flag, verb, core)
-            if argument.takes_value and not argument.optional:
-                equals = "="
-            else:
-                queue.appendleft(f"-{value}")
+            flag, value = word[:2], word[2:]
+            argument = self._find(flag)
+            equals = "=" if argument.takes_value and not argument.optional else ""
+            if not equals:
+                self.queue.appendleft(f"-{value}")
         if flag in ("-h", "--help"):
-            return _help([value] if equals else queue, verb, verbs, core)
-        argument = _find(flag, verb, core, verbs)
-        own = verb is not None and (flag in verb.flags or flag in verb.inverse_flags)
-        into = rest if own else front
+            self._help([value] if equals else list(self.queue))
+            return
+        argument = self._find(flag)
+        own = self.verb is not None and (flag in self.verb.flags or flag in self.verb.inverse_flags)
+        into = self.rest if own else self.front
         if not argument.takes_value:
             if equals:
                 raise BuildError(f"{flag} takes no value", f"write {flag} alone", USAGE)
             into.append(flag)
-            continue
-        if not equals and not (argument.optional and (not queue or queue[0].startswith("-"))):
-            if not queue or _is_flag(queue[0], verb, core):
-                raise BuildError(f"{flag} lacks its value", help_line(verb), USAGE)
-            equals, value = "=", queue.popleft()
-        if own and argument.name in missing:
-            missing.remove(argument.name)
-        into += [flag, value] if equals else [flag]
-    if missing:
-        raise BuildError(f"{verb.name} lacks {missing[0].upper()}", help_line(verb), USAGE)
-    return front, rest
+            return
+        bare = argument.optional and (not self.queue or self.queue[0].startswith("-"))
+        if not equals and bare:
+            into.append(flag)
+            return
+        into += [flag, value if equals else self._value(flag)]
+        if own and argument.name in self.missing:
+            self.missing.remove(argument.name)
 
+    @property
+    def help_line(self) -> str:
+        """The command line that shows help."""
+        return f"see: inv help {self.verb.name}" if self.verb else "see: inv help"
 
-def _find(flag: str, verb: Any, core: Mapping[str, Argument], verbs: Mapping[str, Any] | None = None) -> Any:
-    """Return a flag's argument; raises BuildError for one that neither the verb nor every verb has."""
-    if verb and flag in verb.inverse_flags:
-        flag = verb.inverse_flags[flag]
-    if verb and flag in verb.flags:
-        return verb.flags[flag]
-    if flag in core:
-        return core[flag]
-    owners = [name for name, other in (verbs or {}).items() if flag in other.flags]
-    whose = verb.name if verb else "inv"
-    if owners and verb is None:
-        hint = f"write it behind its verb: {', '.join(owners)}"
-    else:
-        hint = near(flag, [*(verb.flags if verb else ()), *core]) or help_line(verb)
-    raise BuildError(f"{whose} has no flag {flag}", hint, USAGE)
+    def _value(self, flag: str) -> str:
+        """Take the word behind a flag that needs one."""
+        word = self.queue[0].partition("=")[0] if self.queue else ""
+        if not self.queue or word in self.core or (self.verb is not None and word in self.verb.flags):
+            raise BuildError(f"{flag} lacks its value", self.help_line, USAGE)
+        return self.queue.popleft()
 
+    def _find(self, flag: str) -> Any:
+        """Return a flag's argument; raises BuildError for one that neither the verb nor every verb has."""
+        own = self.verb.flags if self.verb else {}
+        if self.verb and flag in self.verb.inverse_flags:
+            return own[self.verb.inverse_flags[flag]]
+        if flag in own:
+            return own[flag]
+        if flag in self.core:
+            return self.core[flag]
+        owners = [name for name, verb in self.verbs.items() if flag in verb.flags]
+        hint = near(flag, [*own, *self.core]) or self.help_line
+        if owners and self.verb is None:
+            hint = f"write it behind its verb: {', '.join(owners)}"
+        raise BuildError(f"{self.verb.name if self.verb else NAME} has no flag {flag}", hint, USAGE)
 
-def _is_flag(word: str, verb: Any, core: Mapping[str, Argument]) -> bool:
-    flag = word.partition("=")[0]
-    return flag in core or (verb is not None and flag in verb.flags)
+    def _help(self, words: Iterable[str]) -> None:
+        """Ask for the help of the verb behind or before; for that of all without any."""
+        named = next((word for word in words if not word.startswith("-")), "")
+        if named and named not in self.verbs:
+            raise unknown_verb(named, self.verbs)
+        subject = named or (self.verb.name if self.verb else "")
+        self._only("--help", *filter(None, [subject]))
 
-
-def _help(
-    words: Iterable[str], verb: Any, verbs: Mapping[str, Any], core: Mapping[str, Argument]
-) -> tuple[list[str], list[str]]:
-    """Ask for the help of the verb behind or before; for that of all without any."""
-    for word in words:
-        if not word.startswith("-"):
-            if word not in verbs:
-                raise unknown_verb(word, verbs)
-            return ["--help", word], []
-    return (["--help", verb.name] if verb else ["--help"]), []
+    def _only(self, *words: str) -> None:
+        """Let nothing else of the line count."""
+        self.front, self.rest, self.missing = list(words), [], []
+        self.queue.clear()
 
 
 def unknown_verb(word: str, verbs: Iterable[str]) -> BuildError:
@@ -223,11 +250,6 @@ def near(word: str, names: Iterable[str]) -> str:
     """Ask for the name that was meant, if one is near."""
     found = difflib.get_close_matches(word, list(names), 1, 0.7)
     return f"did you mean {found[0]}?" if found else ""
-
-
-def help_line(verb: Any) -> str:
-    """The command line that shows help."""
-    return f"see: inv help {verb.name}" if verb else "see: inv help"
 
 
 def print_help(program: Any) -> None:
