@@ -120,3 +120,9 @@ def test_unknown_steps_rings_formats_and_benchmarks_name_the_known() -> None:
     assert "unit, golden" in cli.refuse("test", "--ring", "all").splitlines()[-1]
     assert "build" in cli.refuse("bench", "--name", "speed").splitlines()[-1]
     assert "vhd" in cli.refuse("convert", "--formats", "vdh", *TINY).splitlines()[-1]
+
+
+def test_a_plan_speaks_of_the_settings_first(tmp_path: Path) -> None:
+    done = cli.inv("plan", *TINY, "--set", f"location={tmp_path}", "--set", "siute=bookworm")
+    assert (done.returncode, done.stdout) == (1, "")
+    assert "unknown key 'siute'" in done.stderr

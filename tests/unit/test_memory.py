@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
@@ -13,6 +14,7 @@ from build import wire
 from build.agent import memory
 from build.agent.debian import packages
 from build.agent.events import Failure
+from build.agent.guest import kvm
 from build.agent.sandbox import BuildPaths
 from build.agent.verbs import doctor, preflight
 
@@ -204,3 +206,24 @@ def test_the_doctor_fails_below_what_a_build_needs_and_warns_below_plenty(
     (row,) = doctor.memory(context)
     assert (row.ok, row.needed) == (ok, needed)
     assert row.fix
+
+
+@pytest.mark.parametrize(
+    ("why", "fix"),
+    [
+        ("qemu-system-x86_64 is missing", "apt-get install --no-install-recommends qemu-system-x86"),
+        ("no /dev/kvm", "enable (nested) virtualization"),
+        ("", ""),
+    ],
+)
+def test_why_guests_are_emulated_is_told_with_what_helps(
+    why: str, fix: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.setattr(kvm, "missing", lambda: why)
+    monkeypatch.setattr(os, "access", lambda *_: True)
+    place = BuildPaths(tmp_path, tmp_path, "root", True)
+    context = doctor.CheckContext({"uid": 1000, "user": "me"}, place, tmp_path, {}, lambda kind, **_: None)
+    (check,) = doctor.virtualization(context)
+    assert (check.ok, check.value) == (not why, why or "runs guests")
+    assert fix in check.fix
+    assert not why or not fix.startswith("apt") or check.fix.startswith("sudo apt-get")

@@ -247,7 +247,7 @@ def virtualization(context: CheckContext) -> Iterator[Check]:
     fix = "enable (nested) virtualization for this machine; until then guests are emulated"
     if closed:
         fix = join
-    elif device.exists() and not shutil.which(qemu.PROGRAM, path=process.PATH):
+    elif why == f"{qemu.PROGRAM} is missing":
         fix = context.as_root("apt-get install --no-install-recommends qemu-system-x86")
     yield Check("kvm", not why, why or "runs guests", fix, needed=False)
 
