@@ -78,7 +78,9 @@ def test_every_verb_that_looks_does_so_there(ready: tuple[str, ...], there: Buil
     """And leaves it as it was."""
 
     def lie() -> dict[Path, int]:
-        return {path: path.lstat().st_mtime_ns for path in (there.folder / "images/ready").rglob("*")}
+        # A layer's record is one file with those of other tests' links to it, whose builds touch it.
+        paths = (there.folder / "images/ready").rglob("*")
+        return {path: 0 if path.name == "layer.json" else path.lstat().st_mtime_ns for path in paths}
 
     assert " frozen " in run(there, "alice", "resolve", *ready)
     before = lie()
