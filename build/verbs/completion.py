@@ -12,6 +12,7 @@ from build.engine.errors import BuildError
 from build.engine.hosts.host import CHECKOUT
 from build.engine.settings import kinds_by_key
 from build.formats import FORMATS
+from build.verbs import boot_line
 from build.verbs.rehearse import TYPES
 
 SCRIPTS = Path(__file__).parent / "shells"
@@ -76,6 +77,8 @@ def _values(name: str, begun: str) -> list[str]:
     """What a flag or an argument of this name takes; a list with commas goes on behind the last one."""
     if name == "set":
         return _settings(begun)
+    if name == "hypervisor":
+        return list(boot_line.guest("transport").SOURCES)
     if name == "formats":
         front = begun[: begun.rfind(",") + 1]
         return [f"{front}{each}" for each in FORMATS]
@@ -86,7 +89,6 @@ def _values(name: str, begun: str) -> list[str]:
         "ring": [*rings.RINGS, rings.SOAK],
         "name": [path.stem for path in (CHECKOUT / "bench").glob("*.py")],
         "shell": [path.name for path in SCRIPTS.iterdir()],
-        "hypervisor": ["kvm", "xen-pv", "xen-hvm", "vmware", "hyperv", "virtualbox"],
     }.get(name, [])
 
 

@@ -345,12 +345,17 @@ def _prove(outputs: list[Output], content: Content, pool: ThreadPoolExecutor, em
                 pool.submit(_compare, output, disk, content, range(low, min(low + _SPAN, total)), progress)
                 for low in range(0, total, _SPAN)
             )
-        try:
-            for task in tasks:
-                task.result()
-        finally:
-            for task in tasks:
-                task.cancel()
+        _wait_for(tasks)
+
+
+def _wait_for(tasks: list[Future[None]]) -> None:
+    """Wait until all are done; the first that fails ends those that have not begun."""
+    try:
+        for task in tasks:
+            task.result()
+    finally:
+        for task in tasks:
+            task.cancel()
 
 
 def _read(output: Output, reader: BoundedReader) -> pieces.Disk:
@@ -421,12 +426,7 @@ def _compress(output: Output, pool: ThreadPoolExecutor, threads: int, epoch: int
             )
             for low in range(0, len(places) - 1, 16)
         ]
-        try:
-            for task in tasks:
-                task.result()
-        finally:
-            for task in tasks:
-                task.cancel()
+        _wait_for(tasks)
     output.inner.close()
     output.inner_part.unlink()
 
