@@ -10,6 +10,8 @@ from __future__ import annotations
 import difflib
 import inspect
 import logging
+import shutil
+import textwrap
 import tomllib
 from collections import deque
 from collections.abc import Callable, Iterable, Mapping, Sequence
@@ -269,7 +271,8 @@ def print_verb_help(program: Any, name: str) -> None:
     positional = [f" {argument.name.upper()}" for argument in context.positional_args]
     rows = context.help_tuples()
     print(f"Usage: {NAME} {name}{''.join(positional)}{' [FLAG ...]' if rows else ''}\n")
-    print(f"{inspect.getdoc(program.collection[name]) or ''}\n")
+    for paragraph in (inspect.getdoc(program.collection[name]) or "").split("\n\n"):
+        print(textwrap.fill(paragraph, min(shutil.get_terminal_size().columns, 100)) + "\n")
     if rows:
         print("Flags:\n")
         program.print_columns(rows)

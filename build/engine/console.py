@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 import sys
+import textwrap
 import threading
 import time
 from collections.abc import Sequence
@@ -26,6 +28,9 @@ _COLOURS = {
 
 MOMENT = 2.0
 """Seconds that work takes before it gets a bar."""
+
+_NARROW = 20
+"""Columns that a terminal must leave to a table's last cell for it to be folded."""
 
 _writing = threading.RLock()
 """One line at a time, whichever host it is of."""
@@ -143,12 +148,18 @@ class Console:
         )
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
-        """Print rows in columns as wide as their widest cell."""
+        """Print rows in columns as wide as their widest cell; a terminal folds the last one within itself."""
         texts = [[str(cell) for cell in row] for row in [head, *rows]]
         widths = [max(len(row[column]) for row in texts) for column in range(len(head))]
+        before = sum(widths[:-1]) + 2 * len(widths[:-1])
+        room = shutil.get_terminal_size().columns - len(self.prefix) - before if self.lively else 0
         for row in texts:
-            cells = [self.paint(cell, cell.ljust(width)) for cell, width in zip(row, widths, strict=True)]
-            self.line("  ".join(cells).rstrip())
+            *first, last = row
+            cells = [self.paint(cell, cell.ljust(width)) for cell, width in zip(first, widths, strict=False)]
+            folded = (textwrap.wrap(last, room) or [""]) if _NARROW <= room < len(last) else [last]
+            self.line("  ".join([*cells, folded[0]]).rstrip())
+            for more in folded[1:]:
+                self.line(" " * before + more)
 
 
 def clock(seconds: float) -> str:

@@ -22,7 +22,7 @@ Result = Mapping[str, Any]
 Guest = Mapping[str, Any]
 Check = Mapping[str, Any]
 
-WIDTH = 88
+WIDTH = 50
 """Characters of a row for all guests' values; what is not as expected is told in full below the table."""
 
 

@@ -245,10 +245,10 @@ def virtualization(context: CheckContext) -> Iterator[Check]:
     closed = device.exists() and not os.access(device, os.R_OK | os.W_OK)
     join = f"sudo usermod --append --groups kvm {shlex.quote(context.facts['user'])}, then log in again"
     fix = "enable (nested) virtualization for this machine; until then guests are emulated"
-    if closed:
-        fix = join
-    elif why == f"{qemu.PROGRAM} is missing":
+    if why == f"{qemu.PROGRAM} is missing":
         fix = context.as_root("apt-get install --no-install-recommends qemu-system-x86")
+    elif closed:
+        fix = join
     yield Check("kvm", not why, why or "runs guests", fix, needed=False)
 
 
