@@ -91,6 +91,8 @@ def teach(program: Program, complete: Complete) -> None:
         known = (arg for arg in program.initial_context.args.values() if arg.name not in foreign)
         core = {to_flag(name): arg for arg in known for name in arg.names}
         contexts = program.collection.to_contexts()
+        # A task gives what its flags mean away once; the parser asks again.
+        program.collection.to_contexts = lambda *_, **__: contexts
         verbs = {name: context for context in contexts for name in (context.name, *context.aliases)}
         if "--complete" in program.argv:
             words = program.argv[program.argv.index("--") + 1 :] if "--" in program.argv else []

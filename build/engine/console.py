@@ -156,7 +156,8 @@ class Console:
         for row in texts:
             *first, last = row
             cells = [self.paint(cell, cell.ljust(width)) for cell, width in zip(first, widths, strict=False)]
-            folded = (textwrap.wrap(last, room) or [""]) if _NARROW <= room < len(last) else [last]
+            long = _NARROW <= room < len(last)
+            folded = textwrap.wrap(last, room, break_on_hyphens=False) if long else [last]
             self.line("  ".join([*cells, folded[0]]).rstrip())
             for more in folded[1:]:
                 self.line(" " * before + more)

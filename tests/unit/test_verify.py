@@ -419,7 +419,7 @@ def test_the_table_has_a_row_a_check_and_a_column_a_guest() -> None:
     assert shown.lines == [
         "STATE|CHECK|BIOS|UEFI",
         "FAIL|system|running|degraded",
-        f"ok|kernel arguments|{'x' * 41}...|-",
+        f"ok|kernel arguments|{'x' * 22}...|-",
         "FAIL|failed units|-|ssh.service",
         "uefi: system: degraded (expected: running)",
         "uefi: failed units: ssh.service (expected: none)",
