@@ -48,10 +48,16 @@ def why(c: HostContext, step: str, json: bool = False) -> None:
     verbs.show.why(pipeline.of(c, json), step, json)
 
 
-@task(help={"install": "Install the Debian packages that are missing there (root or sudo).", "json": JSON})
-def doctor(c: HostContext, install: bool = False, json: bool = False) -> None:
+@task(
+    help={
+        "install": "Install the Debian packages that are missing there (root or sudo).",
+        "cache": "Read every layer in full, and take damaged ones out of use.",
+        "json": JSON,
+    }
+)
+def doctor(c: HostContext, install: bool = False, cache: bool = False, json: bool = False) -> None:
     """Check the build host and print the one command that fixes each gap."""
-    verbs.doctor.doctor(pipeline.of(c, json), install, json)
+    verbs.doctor.doctor(pipeline.of(c, json), install, cache, json)
 
 
 @task

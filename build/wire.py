@@ -148,6 +148,14 @@ class Doctor(Request[tuple[Check, ...]]):
 
 
 @dataclass(frozen=True)
+class Audit(Request[tuple[Check, ...]]):
+    """Read every layer in full; those that are not as they were made are layers no more."""
+
+    verb: ClassVar[str] = "audit"
+    place: BuildPaths
+
+
+@dataclass(frozen=True)
 class Job(Request[dict[str, Any]]):
     """Do something with the build that was left to the host; returns how it is.
 
@@ -246,7 +254,12 @@ class Cached(Request[tuple[str, ...]]):
     place: BuildPaths
     keys: tuple[str, ...]
     use: bool = False
-    """Mark them as just used."""
+    """They will be: mark them as just used, and drop those that are not what was recorded."""
+    image: str = ""
+    disk: str = ""
+    """Key of the disk that will be made of them at `image`; empty: none."""
+    what: str = ""
+    """Who asks, for whoever waits for LOCATION."""
 
 
 @dataclass(frozen=True)

@@ -36,11 +36,16 @@ def gather() -> dict[str, Any]:
 
 
 def user_name() -> str:
-    """Name of the user, or its number where the user database does not know it."""
+    """Name of the user."""
+    return name_of(os.getuid())
+
+
+def name_of(uid: int) -> str:
+    """Name of a user, or its number where the user database does not know it."""
     try:
-        return pwd.getpwuid(os.getuid()).pw_name
+        return pwd.getpwuid(uid).pw_name
     except KeyError:
-        return str(os.getuid())
+        return str(uid)
 
 
 def debian_version() -> str:

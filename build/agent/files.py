@@ -1,9 +1,12 @@
-"""Small files of the host, read whole and written whole."""
+"""Files of the host: small ones read whole and written whole, names given, folders held."""
 
 from __future__ import annotations
 
+import contextlib
+import fcntl
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -22,10 +25,51 @@ def write(path: Path, data: bytes) -> None:
     try:
         with os.fdopen(handle, "wb") as file:
             file.write(data)
-            file.flush()
             os.fchmod(handle, 0o644)
-            os.fsync(handle)
-        os.rename(aside, path)
+        publish(Path(aside), path)
     except BaseException:
         Path(aside).unlink(missing_ok=True)
         raise
+
+
+def publish(aside: Path, path: Path) -> None:
+    """Give a finished file its name: a power cut leaves what was there before, or the whole new one."""
+    sync(aside)
+    os.replace(aside, path)
+    sync(path.parent)
+
+
+def sync(path: Path) -> None:
+    """Bring a file's content, or the names in a folder, to the disk."""
+    handle = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        os.fsync(handle)
+    finally:
+        os.close(handle)
+
+
+def is_held(file: Path) -> bool:
+    """Tell whether a process holds this file's lock; one that is not there is nobody's."""
+    try:
+        handle = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        return False
+    try:
+        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(handle)
+    return False
+
+
+@contextlib.contextmanager
+def scratch(folder: Path, prefix: str) -> Iterator[Path]:
+    """A folder for as long as this lasts; whoever finds it locked (`is_held`) leaves it."""
+    with tempfile.TemporaryDirectory(prefix=prefix, dir=folder) as made:
+        handle = os.open(made, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            fcntl.flock(handle, fcntl.LOCK_SH)
+            yield Path(made)
+        finally:
+            os.close(handle)

@@ -10,13 +10,12 @@ from __future__ import annotations
 import os
 import shlex
 import sys
-import tempfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
 from build import wire
-from build.agent import process
+from build.agent import files, process
 from build.agent.events import Emit, Failure
 
 ROOT_OPTIONS = "redirect_dir=off,metacopy=off,index=off"
@@ -183,10 +182,10 @@ def run(
     stdout and stderr go to `log`. `before` and `after` are shell lines around the script, in the same mounts.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".run-", dir=place.location) as folder:
-        inner = Path(folder) / "step.sh"
+    with files.scratch(place.location, ".run-") as folder:
+        inner = folder / "step.sh"
         inner.write_text(script, encoding="utf-8", errors="surrogateescape")
-        outer = Path(folder) / "enter.sh"
+        outer = folder / "enter.sh"
         outer.write_text(
             _enter(place, tree, inner, {**variables, "MODE": place.mode}, before, after), encoding="utf-8"
         )
@@ -268,14 +267,13 @@ def disk_usage(place: BuildPaths, path: Path) -> int:
 
 def overlay_works(location: Path, mode: str) -> bool:
     """Try a real overlay mount on LOCATION's file system, with a whiteout and an opaque directory."""
-    with tempfile.TemporaryDirectory(prefix=".probe-", dir=location) as folder:
-        probe = Path(folder)
+    with files.scratch(location, ".probe-") as probe:
         for name in ("lower/d", "upper", "work", "root"):
             (probe / name).mkdir(parents=True)
         (probe / "lower/f").touch()
         options = ROOT_OPTIONS if mode == "root" else USER_OPTIONS
         lines = (
-            f"set -e; cd {shlex.quote(folder)}",
+            f"set -e; cd {shlex.quote(str(probe))}",
             f"mount -t overlay -o lowerdir=lower,upperdir=upper,workdir=work,{options} overlay root",
             "rm root/f; rm -r root/d; mkdir root/d; test ! -e root/f",
         )

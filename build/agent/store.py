@@ -1,8 +1,13 @@
 """Layers on disk: found by key, built aside, renamed when done, and dropped when nobody needs them.
 
 LOCATION/cache/<root|user|root-copy|user-copy>/KEY/tree        what the step added (an overlay upper)
-LOCATION/cache/<...>/KEY/layer.json                            what went into it (for `inv why`)
-LOCATION/cache/<...>/.KEY.part/                                a step that is being built, or was cut off
+LOCATION/cache/<...>/KEY/layer.json                            what went into it, and what it holds
+LOCATION/cache/<...>/KEY/synced                                it is on the disk, and outlives a power cut
+LOCATION/cache/<...>/KEY/content                               every entry, with the digest of what it holds
+LOCATION/cache/<...>/.KEY.*part/                               a step that is being built, or was cut off
+
+What stands under a final name is whole. A layer that is not yet on the disk is one only until the kernel that
+made it ends. What is removed loses its name first.
 """
 
 from __future__ import annotations
@@ -11,14 +16,18 @@ import contextlib
 import fcntl
 import json
 import os
+import secrets
 import socket
+import stat
+import subprocess
+import sys
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from build.agent import facts, files
+from build.agent import facts, files, process, sandbox
 from build.agent.events import Emit, Failure
 from build.agent.sandbox import BuildPaths, Tree
 
@@ -44,7 +53,7 @@ def lock(location: Path, emit: Emit, what: str) -> None:
     """Hold LOCATION for the rest of this process; wait for another holder and say who it is."""
     if location in _held:
         return
-    handle = os.open(location / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
+    handle = os.open(location / "lock", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o644)
     with contextlib.suppress(PermissionError):
         os.fchmod(handle, 0o644)  # whoever waits may read who holds it, whatever our umask
     try:
@@ -112,22 +121,7 @@ def holder(location: Path) -> str:
 
 def is_locked(location: Path) -> bool:
     """Tell whether a build of another process runs there."""
-    return location not in _held and is_held(location / "lock")
-
-
-def is_held(file: Path) -> bool:
-    """Tell whether a process holds this file's lock; one that is not there is nobody's."""
-    try:
-        handle = os.open(file, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        return False
-    try:
-        fcntl.flock(handle, fcntl.LOCK_SH | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(handle)
-    return False
+    return location not in _held and files.is_held(location / "lock")
 
 
 def path(place: BuildPaths, key: str) -> Path:
@@ -140,9 +134,152 @@ def part(place: BuildPaths, key: str) -> Path:
     return place.store / f".{key}.part"
 
 
+def boot() -> str:
+    """Name of the running kernel's boot (random(4)), empty where it has none."""
+    return files.read("/proc/sys/kernel/random/boot_id").strip()
+
+
 def has(place: BuildPaths, key: str) -> bool:
-    """Tell whether a layer is finished."""
-    return (path(place, key) / "layer.json").is_file()
+    """Tell whether a layer is finished, and nothing of it can have been lost in a power cut."""
+    return _is_whole(path(place, key))
+
+
+def _is_whole(folder: Path) -> bool:
+    told = _told(folder)
+    return bool(told) and ((folder / "synced").exists() or told.get("boot") == (boot() or None))
+
+
+def _told(folder: Path) -> dict[str, Any]:
+    """A layer's record; empty when there is none that can be read."""
+    with contextlib.suppress(OSError, ValueError):
+        told = json.loads((folder / "layer.json").read_text(encoding="utf-8"))
+        if isinstance(told, dict) and told.keys() >= {"key", "bytes", "entries", "digest"}:
+            return told
+    return {}
+
+
+def commit(place: BuildPaths, key: str, told: Mapping[str, Any]) -> None:
+    """Give a part its name as a layer, with its record, and have it brought to the disk meanwhile."""
+    folder, final = part(place, key), path(place, key)
+    (seen,) = _look(place, [folder / "tree"])
+    if fault := seen.get("error"):
+        raise Failure(f"the new layer cannot be read: {fault}", "run it again")
+    record = {**told, **seen, "key": key, "made": int(time.time()), "boot": boot()}
+    (folder / "layer.json").write_text(json.dumps(record), encoding="utf-8")
+    if os.path.lexists(final):
+        drop(place, final)
+    folder.rename(final)
+    _sound.add(final)
+    settle(place, key)
+
+
+def settle(place: BuildPaths, key: str) -> None:
+    """Bring a layer to the disk without waiting for it, then list what it holds; nothing if that was done.
+
+    What is cut off is done when the layer is used next. To be called from the main thread (process.tied).
+    """
+    folder = path(place, key)
+    if (folder / "content").exists() or folder in _settling:
+        return
+    _settling.add(folder)
+    names = [str(folder / name) for name in ("tree", "content", "synced")]
+    quiet = subprocess.DEVNULL  # what it inherited is the client's pipe
+    child = process.start(["nice", *_reader(place, "keep", *names)], stdout=quiet, stderr=quiet)
+    if not boot():
+        process.finish(child)
+
+
+_sound: set[Path] = set()
+"""Layers that this process has made or looked at; while it holds LOCATION nobody changes them."""
+_settling: set[Path] = set()
+
+
+def _reader(place: BuildPaths, *arguments: str) -> list[str]:
+    program = str(Path(__file__).with_name("content.py"))
+    return [*sandbox.as_owner(place), sys.executable, "-I", "-B", "-S", program, *arguments]
+
+
+def _look(place: BuildPaths, trees: Iterable[Path]) -> list[dict[str, Any]]:
+    done = process.run(_reader(place, "look", *map(str, trees)), deadline=None)
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def faults(place: BuildPaths, keys: Iterable[str]) -> dict[str, str]:
+    """Say what is wrong with layers that are about to be mounted, by key, as far as stat(2) tells."""
+    found = {}
+    keys = list(dict.fromkeys(keys))
+    for key in keys:
+        if not has(place, key):
+            left = path(place, key).exists()
+            found[key] = "it was not on the disk when the machine stopped" if left else "it is not there"
+    unknown = [key for key in keys if key not in found and path(place, key) not in _sound]
+    seen = _look(place, [path(place, key) / "tree" for key in unknown]) if unknown else []
+    for key, now in zip(unknown, seen, strict=True):
+        told = record(place, key)
+        if "error" in now:
+            found[key] = now["error"]
+        elif (now["entries"], now["digest"]) != (told["entries"], told["digest"]):
+            found[key] = f"{told['entries']} entries were recorded, {now['entries']} are there"
+            if now["entries"] == told["entries"]:
+                found[key] = "entries of it were changed"
+        else:
+            _sound.add(path(place, key))
+    return found
+
+
+def vouch(place: BuildPaths, keys: Iterable[str]) -> None:
+    """Raise Failure when a layer that is about to be mounted is not what was recorded.
+
+    It is a layer no more then, unless another process holds LOCATION.
+    """
+    for key, fault in faults(place, keys).items():
+        if place.location in _held:
+            drop(place, path(place, key))
+        raise Failure(f"layer {key} cannot be used: {fault}", "run: inv build")
+
+
+def changed(place: BuildPaths, key: str) -> list[str] | None:
+    """Read a layer in full: names that are not as they were; None when they were never listed."""
+    folder = path(place, key)
+    if not (folder / "content").exists():
+        return None
+    done = process.run(
+        _reader(place, "compare", str(folder / "tree"), str(folder / "content")), deadline=None
+    )
+    return [json.loads(line) for line in done.stdout.splitlines()]
+
+
+def drop(place: BuildPaths, *paths: Path) -> None:
+    """Remove what stands under final names: first all lose them, on the disk as well, then they go."""
+    aside = []
+    for found in paths:
+        if not os.path.lexists(found):
+            continue
+        if found.name.startswith("."):  # a part: nobody takes it for finished
+            aside.append(found)
+            continue
+        aside.append(found.with_name(f".{found.name}.{secrets.token_hex(4)}.part"))
+        found.rename(aside[-1])
+        _sound.discard(found)
+    for folder in {one.parent for one in aside}:
+        files.sync(folder)
+    sandbox.remove(place, *aside)
+
+
+SCRATCH = (".run-*", ".probe-*", ".shell-*", "resolutions/.solve-*", "logs/.*-*")
+"""Folders below LOCATION that `files.scratch` makes."""
+YOUNG = 60.0
+"""Seconds in which a folder's maker may not have come to lock it."""
+
+
+def sweep(place: BuildPaths) -> None:
+    """Remove folders of work whose process is gone."""
+    for found in (path for pattern in SCRATCH for path in place.location.glob(pattern)):
+        with contextlib.suppress(OSError):
+            status = found.lstat()
+            old = stat.S_ISDIR(status.st_mode) and time.time() - status.st_mtime > YOUNG
+            if old and not files.is_held(found):
+                sandbox.remove(place, found)
 
 
 def use(place: BuildPaths, key: str) -> None:
@@ -153,11 +290,9 @@ def use(place: BuildPaths, key: str) -> None:
 
 def record(place: BuildPaths, key: str) -> dict[str, Any]:
     """What went into a layer; raises Failure if it is gone."""
-    try:
-        told: dict[str, Any] = json.loads((path(place, key) / "layer.json").read_text(encoding="utf-8"))
-    except OSError as error:
-        raise Failure(f"layer {key} is not in the cache", "run: inv build") from error
-    return told
+    if told := _told(path(place, key)):
+        return told
+    raise Failure(f"layer {key} is not in the cache", "run: inv build")
 
 
 def view(place: BuildPaths, chain: Sequence[str]) -> Tree:
@@ -170,10 +305,11 @@ def view(place: BuildPaths, chain: Sequence[str]) -> Tree:
 def every(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Finished layers in a store with their records, the least recently used first."""
     for entry in sorted(folder.glob("*/layer.json"), key=lambda file: file.stat().st_mtime_ns):
-        with contextlib.suppress(OSError, ValueError):
-            yield entry.parent, json.loads(entry.read_text(encoding="utf-8"))
+        if _is_whole(entry.parent):
+            yield entry.parent, _told(entry.parent)
 
 
 def parts(folder: Path) -> list[Path]:
-    """Leftovers in a store of steps that were cut off."""
-    return sorted(folder.glob(".*.part"))
+    """Leftovers in a store: of steps and removals that were cut off, and layers that a power cut has hit."""
+    broken = (path for path in folder.glob("*") if not path.name.startswith(".") and not _is_whole(path))
+    return sorted([*folder.glob(".*.part"), *broken])

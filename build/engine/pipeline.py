@@ -203,10 +203,19 @@ class Build:
             raise BuildError(f"no step {name!r}", f"steps: {', '.join(known)}")
         return known[name]
 
-    def present(self, layers: Sequence[Layer], site: wire.Located, use: bool = False) -> set[str]:
-        """Keys of these layers that are in the host's cache; with `use` these count as just used."""
+    def present(self, layers: Sequence[Layer], site: wire.Located) -> set[str]:
+        """Keys of these layers that are in the host's cache."""
+        found: tuple[str, ...] = self.host.ask(wire.Cached(site.place, tuple(layer.key for layer in layers)))
+        return set(found)
+
+    def _usable(self, layers: Sequence[Layer], disk: str) -> set[str]:
+        """Keys of these layers that can be built on; without us, the build itself looks into them."""
+        if self.flags.detach:
+            return self.present(layers, self.site)
         keys = tuple(layer.key for layer in layers)
-        found: tuple[str, ...] = self.host.ask(wire.Cached(site.place, keys, use))
+        what = f"inv {layers[-1].step.name}"
+        request = wire.Cached(self.site.place, keys, True, self.site.image, disk, what)
+        found: tuple[str, ...] = self.host.ask(request, self.follow)
         return set(found)
 
     def mount(self) -> None:
@@ -215,11 +224,11 @@ class Build:
         seen = self.host.ask(wire.Mount(self.site.place), self.follow)
         self.console.step("ok", "mount", time.monotonic() - started, " ".join(seen.mounted.split()[:2]))
 
-    def ensure(self, name: str) -> Layer:
-        """Bring the layer of this step into the cache, with all it stands on."""
+    def ensure(self, name: str, disk: str = "") -> Layer:
+        """Bring the layer of this step into the cache, with all it stands on; `disk` will be made of it."""
         wanted = self.layer(name)
         chain = self.layers[: len(wanted.chain)]
-        present = self.present(chain, self.site, use=True)
+        present = self._usable(chain, disk)
         for layer in chain:
             if layer.key in self._told:
                 continue
@@ -271,12 +280,13 @@ class Build:
 
     @cached_property
     def _disk(self) -> wire.Disk | None:
-        top = self.ensure(self.layers[-1].step.name)
-        step = self.disk_step
+        top, step = self.layers[-1], self.disk_step
+        key = disk_key(top, step)
+        self.ensure(top.step.name, key)
         request = wire.Assemble(
             place=self.site.place,
             image=self.site.image,
-            key=disk_key(top, step),
+            key=key,
             seed=self._seed(),
             chain=tuple(top.chain),
             script=script.render(step.script),

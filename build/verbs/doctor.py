@@ -53,8 +53,11 @@ def _judge(rows: Sequence[wire.Check], hint: str) -> None:
         raise BuildError(f"this host cannot build yet: {', '.join(lacking)}", hint)
 
 
-def doctor(build: Build, install: bool, json: bool) -> None:
-    """Print the host's checks, with `install` after that; fails when a build lacks something."""
+def doctor(build: Build, install: bool, cache: bool, json: bool) -> None:
+    """Print the host's checks, with `install` after that; fails when a build lacks something.
+
+    With `cache` every layer is read in full, and it fails when one had to be taken out of use.
+    """
     if install:
         script = (CHECKOUT / "build/engine/install.sh").read_text(encoding="utf-8")
         done = build.host.ask(wire.Install(script), build.follow)
@@ -63,6 +66,8 @@ def doctor(build: Build, install: bool, json: bool) -> None:
     settings = build.settings.model_dump(mode="json", exclude={"password"})
     request = wire.Doctor(build.prospect.place, build.prospect.image, settings)
     rows = build.host.ask(request, build.follow)
+    if cache:
+        rows += build.host.ask(wire.Audit(build.prospect.place), build.follow)
     build.console.done()
     rows = tuple(replace(row, fix=build.again(row.fix)) for row in rows)
     if not json:

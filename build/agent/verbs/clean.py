@@ -40,7 +40,7 @@ def run(request: wire.Clean, emit: Emit) -> wire.Cleaned:
         doomed += _leftovers(given.location, Path(request.image))
     rows = tuple(wire.Removed(str(path), sandbox.disk_usage(given, path)) for path in doomed)
     if not request.dry_run:
-        sandbox.remove(given, *doomed)
+        store.drop(given, *doomed)
     return wire.Cleaned(rows)
 
 

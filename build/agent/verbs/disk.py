@@ -10,7 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from build import wire
-from build.agent import pace, sandbox, store
+from build.agent import files, pace, sandbox, store
 from build.agent.events import Emit
 from build.agent.sandbox import BuildPaths
 from build.agent.verbs import layer
@@ -29,6 +29,7 @@ def run(request: wire.Assemble, emit: Emit) -> wire.Disk:
 
 def _assemble(place: BuildPaths, image: Path, request: wire.Assemble, emit: Emit) -> wire.Disk:
     started = time.monotonic()
+    store.vouch(place, request.chain)
     image.parent.mkdir(parents=True, exist_ok=True)
     part = image.parent / f".{image.name}.part"
     sandbox.remove(place, part)
@@ -81,19 +82,11 @@ def _identity(status: os.stat_result) -> dict[str, int]:
 
 
 def _publish(out: Path, image: Path, manifest: dict[str, Any]) -> None:
-    """Bring data, then manifest, then names to the disk, in this order."""
-    with open(out, "rb") as data:
-        os.fsync(data.fileno())
+    """Bring each file to the disk and give it its name; the manifest, which vouches for all, comes last."""
     manifest["file"] = _identity(out.stat())
-    aside = out.with_name("manifest.json")
-    aside.write_text(json.dumps(manifest, indent=2, sort_keys=True) + "\n", encoding="utf-8")
     manifest_path(image).unlink(missing_ok=True)
-    os.replace(out, image)
-    os.replace(aside, manifest_path(image))
+    files.publish(out, image)
     sums = f"{manifest['disk']['sha256']}  {image.name}\n"
-    (out.parent / "sums").write_text(sums, encoding="utf-8")
-    os.replace(out.parent / "sums", image.with_name(f"{image.name}.sha256"))
-    folder = os.open(image.parent, os.O_RDONLY)
-    os.fsync(folder)
-    os.close(folder)
+    files.write(image.with_name(f"{image.name}.sha256"), sums.encode())
+    files.write(manifest_path(image), (json.dumps(manifest, indent=2, sort_keys=True) + "\n").encode())
     shutil.rmtree(out.parent, ignore_errors=True)

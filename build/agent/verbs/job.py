@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import IO, Any
 
 from build import wire
-from build.agent import process, store
+from build.agent import files, process, store
 from build.agent.events import Emit, Failure
 
 MAIN = Path(__file__).parents[1] / "__main__.py"
@@ -40,7 +40,8 @@ def run(request: wire.Job, emit: Emit) -> dict[str, Any]:
     actions: dict[str, Callable[[], dict[str, Any]]] = {
         "start": lambda: _start(folder, request),
         "status": lambda: {
-            **(_tell(folder) or {"state": "none"}),
+            # Another user's is his own affair; that LOCATION is in use is everyone's.
+            **((os.access(folder, os.X_OK) and _tell(folder)) or {"state": "none"}),
             "lock": store.holder(location),
             "work": store.work(location),
         },
@@ -52,8 +53,7 @@ def run(request: wire.Job, emit: Emit) -> dict[str, Any]:
 
 def _start(folder: Path, request: wire.Job) -> dict[str, Any]:
     """Start a process that neither our end nor the session's reaches."""
-    folder.mkdir(parents=True, exist_ok=True)
-    folder.chmod(0o755)
+    folder.mkdir(parents=True, mode=0o700, exist_ok=True)
     job = subprocess.Popen(
         [sys.executable, "-I", "-B", str(MAIN), "job", str(folder)],
         stdin=subprocess.PIPE,
@@ -81,7 +81,6 @@ def work(folder: Path, attempt: Callable[[dict[str, Any], Emit], dict[str, Any]]
     """Be the process of a build: `attempt` makes an event of a request, its result or its failure."""
     asked = json.load(sys.stdin)
     alive = os.open(folder / "alive", os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o644)
-    os.fchmod(alive, 0o644)  # whoever asks may see that it runs, whatever our umask
     try:
         fcntl.flock(alive, fcntl.LOCK_EX | fcntl.LOCK_NB)
     except OSError:
@@ -90,8 +89,6 @@ def work(folder: Path, attempt: Callable[[dict[str, Any], Emit], dict[str, Any]]
     signal.signal(signal.SIGHUP, signal.SIG_IGN)
     aside = folder / f".events.{os.getpid()}"
     with open(aside, "w", encoding="utf-8") as sink:
-        os.fchmod(sink.fileno(), 0o644)
-
         writing = threading.Lock()
 
         def emit(kind: str, **fields: Any) -> None:
@@ -160,7 +157,7 @@ def _told(folder: Path) -> dict[str, Any]:
 
 
 def _runs(folder: Path) -> bool:
-    return store.is_held(folder / "alive")
+    return files.is_held(folder / "alive")
 
 
 def _follow(folder: Path, emit: Emit) -> dict[str, Any]:

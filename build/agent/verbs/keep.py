@@ -33,6 +33,7 @@ def run(request: wire.Keep, emit: Emit) -> wire.Kept:
     missing = [folder for folder in (place.mountpoint, *place.mountpoint.parents) if not folder.exists()]
     place.mountpoint.mkdir(parents=True, exist_ok=True)
     env = {"ROOT": target}
+    store.vouch(place, request.chain)
     _marker(place).write_text("\n".join([target, *map(str, missing)]) + "\n", encoding="utf-8")
     process.run(["bash", "-euc", "\n".join(store.view(place, request.chain).mount(place))], env=env)
     return wire.Kept(target)

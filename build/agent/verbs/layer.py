@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import base64
 import contextlib
-import json
 import shlex
 import shutil
 import sys
 import time
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
 
 from build import wire
 from build.agent import memory, pace, sandbox, store
@@ -43,6 +41,7 @@ def run(request: wire.Layer, emit: Emit) -> wire.Built:
 def _build(place: BuildPaths, request: wire.Layer, emit: Emit) -> wire.Built:
     key, started = request.key, time.monotonic()
     place.store.mkdir(parents=True, exist_ok=True)
+    store.vouch(place, request.below)
     part = store.part(place, key)
     sandbox.remove(place, part)
     for name in ("tree", "work", "files", "secrets", "scratch"):
@@ -66,8 +65,9 @@ def _build(place: BuildPaths, request: wire.Layer, emit: Emit) -> wire.Built:
         after=after,
     )
     check(place, part, outcome, request.step, log, request.script)
-    _commit(
-        place, part, key, {**request.record, "notes": outcome.notes, "seconds": time.monotonic() - started}
+    sandbox.remove(place, *(part / name for name in ("work", "files", "secrets", "scratch")))
+    store.commit(
+        place, key, {**request.record, "notes": outcome.notes, "seconds": time.monotonic() - started}
     )
     return wire.Built("built", time.monotonic() - started, tuple(outcome.notes))
 
@@ -130,13 +130,3 @@ def _tree(place: BuildPaths, request: wire.Layer, part: Path) -> tuple[Tree, lis
         return Tree(lower=below, upper=part / "tree", work=part / "work"), [], []
     source, target = shlex.quote(str(below[0])), shlex.quote(str(part / "tree"))
     return Tree(upper=part / "tree"), [f"cp -a --reflink=auto {source}/. {target}"], []
-
-
-def _commit(place: BuildPaths, part: Path, key: str, told: Mapping[str, Any]) -> None:
-    """Give the layer its name; only its tree and its record stay."""
-    sandbox.remove(place, part / "work", part / "files", part / "secrets", part / "scratch")
-    size = sandbox.disk_usage(place, part / "tree")
-    (part / "layer.json").write_text(
-        json.dumps({**told, "key": key, "bytes": size, "made": int(time.time())}), encoding="utf-8"
-    )
-    part.rename(store.path(place, key))

@@ -10,6 +10,7 @@ import hmac
 import os
 import secrets
 import shutil
+import stat
 import tempfile
 from dataclasses import replace
 from pathlib import Path
@@ -32,6 +33,7 @@ def run(request: wire.Location, emit: Emit) -> wire.Located:
     place = wire.BuildPaths(str(location), str(mountpoint), mode, True, visible)
     if request.create:
         _make(location)
+        store.sweep(sandbox.BuildPaths.of(place))
         if refusal := _refusal(mode, known):
             raise refusal
         place = replace(place, overlay=sandbox.overlay_works(location, mode))
@@ -45,18 +47,55 @@ def run(request: wire.Location, emit: Emit) -> wire.Located:
     return wire.Located(place, str(image), digests)
 
 
+PRIVATE = ("cache", "logs", "jobs")
+"""Folders of LOCATION for our eyes only: a layer holds setuid programs, of old versions, too."""
+
+
 def _make(location: Path) -> None:
     try:
         if not location.is_dir():
+            _safe(location)
             location.mkdir(parents=True)
             location.chmod(0o755)  # whoever waits for it may read who holds it, whatever our umask
-        (location / "logs").mkdir(exist_ok=True)
+        _safe(location)
+        for name in PRIVATE:
+            folder = location / name
+            folder.mkdir(mode=0o700, exist_ok=True)
+            if stat.S_IMODE(folder.stat().st_mode) != 0o700:
+                folder.chmod(0o700)
         tempfile.TemporaryFile(dir=location).close()
     except OSError as error:
         raise Failure(
             f"LOCATION {location} is not writable: {error.strerror}",
             "set SYSTEMVM_LOCATION to a folder of yours, or give it to you",
         ) from error
+
+
+def _safe(location: Path) -> None:
+    """Refuse a LOCATION whose content another user could put links into, or swap.
+
+    It is ours, and everything above it root's or ours, with no way for others to rename what we use.
+    """
+    me = os.geteuid()
+    hint = "set SYSTEMVM_LOCATION to a folder that is yours alone, below folders of root's or yours"
+    paths = dict.fromkeys(
+        [location, *location.parents, *(real := Path(os.path.realpath(location))).parents, real]
+    )
+    for path in paths:
+        try:
+            status = path.lstat()
+        except FileNotFoundError:
+            continue
+        owner = facts.name_of(status.st_uid)
+        if status.st_uid != me and (status.st_uid != 0 or path in (location, real)):
+            raise Failure(f"LOCATION {location}: {path} belongs to {owner}", hint)
+        open_to_all = status.st_mode & stat.S_IWOTH or (
+            status.st_mode & stat.S_IWGRP and status.st_gid not in (0, os.getegid())
+        )
+        if stat.S_ISDIR(status.st_mode) and open_to_all:
+            sticky = status.st_mode & stat.S_ISVTX and path not in (location, real)
+            if not sticky:
+                raise Failure(f"LOCATION {location}: others may write to {path}", hint)
 
 
 def _refusal(mode: str, known: dict[str, Any]) -> Failure | None:

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import tempfile
-from pathlib import Path
-
 from build import wire
-from build.agent import sandbox, store
+from build.agent import files, sandbox, store
 from build.agent.events import Emit, Failure
 from build.agent.sandbox import BuildPaths, Tree
 
@@ -20,8 +17,9 @@ def run(request: wire.Mount, emit: Emit) -> wire.Mounted:
     """Mount, look, leave; raises Failure when it cannot be mounted."""
     place = BuildPaths.of(request.place)
     place.store.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(prefix=".probe-", dir=place.location) as folder:
-        tree = store.view(place, request.chain) if request.chain else Tree(upper=Path(folder))
+    store.vouch(place, request.chain)
+    with files.scratch(place.location, ".probe-") as folder:
+        tree = store.view(place, request.chain) if request.chain else Tree(upper=folder)
         log = place.location / "logs" / "mount.log"
         outcome = sandbox.run(
             place,

@@ -15,6 +15,7 @@ def command(request: wire.Shell) -> tuple[list[str], dict[str, str]]:
     """Return the command line and environment that open the shell."""
     place = BuildPaths.of(request.place)
     view = store.view(place, request.chain)
+    store.vouch(place, request.chain)
     scratch = Path(tempfile.mkdtemp(prefix=".shell-", dir=place.location))
     enter = scratch / "enter.sh"
     tree = view
