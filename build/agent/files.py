@@ -69,7 +69,7 @@ def scratch(folder: Path, prefix: str) -> Iterator[Path]:
     with tempfile.TemporaryDirectory(prefix=prefix, dir=folder) as made:
         handle = os.open(made, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            fcntl.flock(handle, fcntl.LOCK_SH)
+            fcntl.flock(handle, fcntl.LOCK_EX)
             yield Path(made)
         finally:
             os.close(handle)

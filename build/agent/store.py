@@ -146,15 +146,15 @@ def has(place: BuildPaths, key: str) -> bool:
 
 def _is_whole(folder: Path) -> bool:
     told = _told(folder)
-    return bool(told) and ((folder / "synced").exists() or told.get("boot") == (boot() or None))
+    known = told.keys() >= {"bytes", "entries", "digest", "boot"}
+    return known and ((folder / "synced").exists() or told["boot"] == (boot() or None))
 
 
 def _told(folder: Path) -> dict[str, Any]:
     """A layer's record; empty when there is none that can be read."""
     with contextlib.suppress(OSError, ValueError):
         told = json.loads((folder / "layer.json").read_text(encoding="utf-8"))
-        if isinstance(told, dict) and told.keys() >= {"key", "bytes", "entries", "digest"}:
-            return told
+        return told if isinstance(told, dict) else {}
     return {}
 
 
@@ -304,9 +304,14 @@ def view(place: BuildPaths, chain: Sequence[str]) -> Tree:
 
 def every(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Finished layers in a store with their records, the least recently used first."""
+    return ((path, told) for path, told in records(folder) if _is_whole(path))
+
+
+def records(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
+    """Whatever in a store has a record, be it fit for use or not."""
     for entry in sorted(folder.glob("*/layer.json"), key=lambda file: file.stat().st_mtime_ns):
-        if _is_whole(entry.parent):
-            yield entry.parent, _told(entry.parent)
+        if told := _told(entry.parent):
+            yield entry.parent, told
 
 
 def parts(folder: Path) -> list[Path]:

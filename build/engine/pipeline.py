@@ -230,7 +230,7 @@ class Build:
         chain = self.layers[: len(wanted.chain)]
         present = self._usable(chain, disk)
         for layer in chain:
-            if layer.key in self._told:
+            if layer.key in self._told and (layer.key in present or self.flags.detach):
                 continue
             if layer.key in present:
                 self.console.step("cached", layer.step.name, 0.0)

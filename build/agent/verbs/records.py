@@ -13,4 +13,4 @@ from build.agent.sandbox import BuildPaths
 def run(request: wire.Records, emit: Emit) -> tuple[Any, ...]:
     """Read the record of every stored layer of the step."""
     place = BuildPaths.of(request.place)
-    return tuple(told for _, told in store.every(place.store) if told.get("step") == request.step)
+    return tuple(told for _, told in store.records(place.store) if told.get("step") == request.step)
