@@ -52,7 +52,7 @@ def test_nothing_old_is_trusted_and_an_old_build_is_seen_and_ended(
     assert set(told.values()) == {"built"}
     assert sha256(location / "tiny.img") == sha256(tiny.image)
 
-    assert old in cli.succeed("clean", "--cache", "--frozen", *flags)
+    cli.succeed("clean", "--frozen", *flags)
     assert {entry.name.rpartition("-")[0] for entry in store.iterdir()} == set(told) - {"disk"}
     assert cli.states(cli.succeed("build", "--frozen", *flags))["seal"] == "cached"
     assert not [name for name in location.iterdir() if name.name.startswith(".")]
