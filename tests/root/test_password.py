@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import contextlib
+import ctypes
 import hmac
 import json
 import os
@@ -17,12 +18,16 @@ from pathlib import Path
 
 import pytest
 
+from build.engine import settings
+from build.engine.errors import BuildError
 from tests import cli
 from tests.images import TINY, Built, link, remove, sha256
 
 pytestmark = pytest.mark.root
 
 PASSWORD = "correct horse $battery' staple"
+FIT = ("$y$", "$gy$", "$7$", "$2b$", "$2a$", "$2y$", "$6$")
+LEGACY = ("$5$", "$1$", "$sha1", "$md5", "_")
 ENV = {"SYSTEMVM_PASSWORD": PASSWORD}
 
 
@@ -130,6 +135,25 @@ def test_the_shadow_entry_is_what_openssl_makes_of_the_password(closed: Closed) 
     assert salt == ours.decode()[:16]
 
 
+@pytest.mark.parametrize(
+    ("prefix", "fit"),
+    [(each, True) for each in FIT] + [(each, False) for each in LEGACY],
+)
+def test_hashes_that_libxcrypt_makes_are_taken_unless_it_calls_them_legacy(prefix: str, fit: bool) -> None:
+    library = ctypes.CDLL("libcrypt.so.1")
+    library.crypt_gensalt.restype = library.crypt.restype = ctypes.c_char_p
+    salt = library.crypt_gensalt(prefix.encode(), 0, None, 0)
+    assert (library.crypt_checksalt(salt) == 0) == fit
+    hashed = library.crypt(PASSWORD.encode(), salt).decode()
+    env = {"SYSTEMVM_PASSWORD_HASH": hashed}
+    definition = cli.CHECKOUT / TINY[1]
+    if fit:
+        assert settings.load(definition, env).settings.password_hash.get_secret_value() == hashed
+    else:
+        with pytest.raises(BuildError, match="not a whole hash"):
+            settings.load(definition, env)
+
+
 def test_it_is_its_owners_alone_from_the_first_byte(tiny: Built, closed: Closed) -> None:
     assert closed.watch.modes == {
         ".tiny.img.part/tiny.img": {0o600},
@@ -153,7 +177,7 @@ def test_the_lines_that_name_it_say_so(tiny: Built, closed: Closed) -> None:
 def test_password_hash_and_secret_are_nowhere_else(closed: Closed) -> None:
     secret = closed.secret
     hidden = [
-        PASSWORD.encode(),
+        b"correct horse",  # no quoting touches it
         closed.hashed.encode(),
         secret,
         secret.hex().encode(),
@@ -196,13 +220,13 @@ def test_another_location_gives_another_salt_and_a_hash_gives_the_same_bytes_in_
     cli.succeed("seal", *flags, env=ENV)
     assert shadow(flags, ENV).split("$")[3] != closed.hashed.split("$")[3]
     by_hash = {"SYSTEMVM_PASSWORD_HASH": closed.hashed}
-    told = cli.succeed("disk", *flags, env=by_hash)
-    assert cli.states(told)["seal"] == "built"
+    shown = cli.succeed("disk", *flags, env=by_hash)
+    assert cli.states(shown)["seal"] == "built"
     assert sha256(location / "tiny.img") == closed.sha256
     assert mode(location / "tiny.img") == 0o600
-    assert closed.hashed not in told + cli.succeed("config", "--json", *flags, env=by_hash)
-    settings = json.loads((location / "tiny.img.json").read_text())["settings"]
-    assert (settings["password"], settings["password_hash"]) == ("", "(set)")
+    assert closed.hashed not in shown + cli.succeed("config", "--json", *flags, env=by_hash)
+    told = json.loads((location / "tiny.img.json").read_text())["settings"]
+    assert (told["password"], told["password_hash"]) == ("", "(set)")
     remove(location, TINY)
 
 
