@@ -18,9 +18,11 @@ from pathlib import Path
 
 import pytest
 
+from build import wire
 from build.engine import settings
 from build.engine.errors import BuildError
-from tests import cli
+from tests import cli, ordinary
+from tests.agent import Agent, Refused
 from tests.images import TINY, Built, link, remove, sha256
 
 pytestmark = pytest.mark.root
@@ -197,6 +199,24 @@ def test_password_hash_and_secret_are_nowhere_else(closed: Closed) -> None:
                 looked.append(path.name)
                 assert not [each for each in hidden if each in path.read_bytes()], path
     assert {"layer.json", "tiny.img.json", "lock", "seal.log", "SHA256SUMS"} <= {*looked}
+
+
+def test_another_user_is_told_why_it_does_not_boot(tmp_path: Path) -> None:
+    tables, image = tmp_path / "tables", tmp_path / "closed.img"
+    tables.mkdir()
+    image.write_bytes(bytes(1 << 20))
+    work = tmp_path / "work"
+    work.mkdir(mode=0o777)
+    asked = {"guests": [wire.Guest(str(image), "bios")], "memory": 256, "arch": "amd64", "expect": {}}
+    for path, closed in ((image, 0o600), (tmp_path, 0o755)):
+        path.chmod(closed)
+    agent = Agent(ordinary.prefix(tables, tmp_path))
+    try:
+        with pytest.raises(Refused, match="you may not read") as refused:
+            agent.call("verify", **asked, work=str(work))
+        assert "as its owner" in refused.value.hint
+    finally:
+        agent.close()
 
 
 def test_one_location_gives_the_same_bytes_again_and_its_secret_stays(closed: Closed) -> None:
