@@ -58,9 +58,11 @@ class Watch:
                 line = Path(f"/proc/{entry}/cmdline").read_bytes()
                 parent = int(Path(f"/proc/{entry}/stat").read_text().rpartition(")")[2].split()[1])
                 self.lines.add(line)
-                if parent in agents:
+                # A child that is about to be another program still has our own line and environment.
+                same = line.endswith(b"build/agent/__main__.py\0serve\0--local\0")
+                if parent in agents and not same:
                     self.environments.add(Path(f"/proc/{entry}/environ").read_bytes())
-                if parent in agents or line.endswith(b"build/agent/__main__.py\0serve\0--local\0"):
+                if parent in agents or same:
                     agents.add(entry)
 
 
