@@ -63,8 +63,8 @@ class Located:
     place: BuildPaths
     image: str
     """IMAGELOC."""
-    digests: Mapping[str, str]
-    """Of secrets, keyed by LOCATION."""
+    salt: str = ""
+    """For the password of this image in this LOCATION; empty: not asked for, or not known yet."""
 
 
 @dataclass(frozen=True)
@@ -79,7 +79,17 @@ class Location(Request[Located]):
     create: bool
     """Make LOCATION and prove that builds can be there; else nothing is touched."""
     keep_visible: tuple[str, ...] = ()
-    secrets: Mapping[str, str] = dataclasses.field(default_factory=dict)
+    salted: bool = False
+    """Whether a salt is wanted; with `create`, LOCATION gets a secret to make it from."""
+
+
+@dataclass(frozen=True)
+class Digest(Request[dict[str, str]]):
+    """Ask for the digests of secrets, keyed by LOCATION; what has them tells nothing about the secrets."""
+
+    verb: ClassVar[str] = "digest"
+    location: str
+    secrets: Mapping[str, str]
 
 
 @dataclass(frozen=True)
@@ -326,6 +336,8 @@ class Disk:
     image: str
     manifest: dict[str, Any]
     notes: tuple[str, ...] = ()
+    mode: str = ""
+    """Of an image that holds a root password: its permissions, as 0600."""
 
 
 @dataclass(frozen=True)
@@ -345,6 +357,8 @@ class Assemble(Request[Disk]):
     manifest: Mapping[str, Any]
     """What the image's manifest tells besides."""
     what: str = "build"
+    private: bool = False
+    """Nobody but its owner may read it: it holds a root password."""
 
 
 @dataclass(frozen=True)
@@ -478,6 +492,8 @@ class Converted:
     virtual_size: int
     guest_sha256: str
     seconds: float
+    private: bool = False
+    """Whether the files are their owner's alone."""
 
 
 @dataclass(frozen=True)
@@ -502,6 +518,8 @@ class Convert(Request[Converted]):
     """What the files beside are made of."""
     about: Mapping[str, Any] = dataclasses.field(default_factory=dict)
     """Kept in the manifests."""
+    private: bool = False
+    """Nobody but their owner may read the files; of an image that not everybody may read that goes unsaid."""
 
 
 @dataclass(frozen=True)
@@ -513,6 +531,8 @@ class Sent:
     mtime_ns: int
     sha256: str
     manifest: Mapping[str, Any]
+    private: bool = False
+    """Whether not everybody may read it there."""
 
 
 @dataclass(frozen=True)

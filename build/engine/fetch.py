@@ -20,6 +20,7 @@ from pathlib import Path
 from typing import Any
 
 from build import wire
+from build.agent import files
 from build.agent.verbs.send import HEAD
 from build.engine.errors import BuildError
 from build.engine.hosts.host import Host
@@ -58,7 +59,9 @@ def fetch(host: Host, artifact: wire.Sent, folder: Path, progress: Progress) -> 
     part = folder / f".{name(artifact)}.{artifact.sha256[:16]}.part"
     try:
         folder.mkdir(parents=True, exist_ok=True)
-        with open(part, "a+b", buffering=0) as file:
+        with open(part, "a+b", buffering=0, opener=files.opener(artifact.private)) as file:
+            if artifact.private:  # what an earlier run left may be open
+                os.fchmod(file.fileno(), 0o600)
             _claim(file.fileno(), part)
             _drop_others(part, name(artifact))
             _receive(host, artifact, file.fileno(), progress)

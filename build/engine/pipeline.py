@@ -14,7 +14,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
-from build import disk, wire
+from build import disk, seal, wire
 from build.engine import plan, prompt, recipe, remote, script, settings
 from build.engine.console import Console, size
 from build.engine.errors import BuildError, again
@@ -102,12 +102,14 @@ class Build:
                     self.console.note(f"fetched {size(fetched)} of packages")
             case wire.Built(state, seconds):
                 self.console.step(state, name, seconds)
-            case wire.Disk(state, seconds, image):
-                self.console.step(state, name, seconds, image)
+            case wire.Disk(state, seconds):
+                self.console.step(state, name, seconds, described(result))
             case wire.Converted(files=files):
                 for file in files:
                     made = f"{file['file']}  {size(file['size'])}"
                     self.console.step(file["state"], file["format"], file["seconds"], made)
+                if result.private:
+                    self.console.note("new files have mode 0600, as the image may hold a root password")
             case wire.Cleaned(removed=rows):
                 if rows:
                     dropped = size(sum(row.bytes for row in rows))
@@ -127,9 +129,18 @@ class Build:
         """The settings themselves."""
         return self.loaded.settings
 
-    @cached_property
-    def _secrets(self) -> dict[str, str]:
-        return {"password-hash": crypt(self.settings.password.get_secret_value(), self.settings.imagename)}
+    def _secrets(self, salt: str) -> dict[str, str]:
+        """What steps get by their names for it; nothing where root has no password."""
+        password, hashed = (getattr(self.settings, name).get_secret_value() for name in settings.SECRETS)
+        return {seal.PASSWORD: hashed or crypt(password, salt)} if self.settings.opens_root else {}
+
+    def digests(self, site: wire.Located) -> dict[str, str]:
+        """Of the secrets, for the keys of layers; "unknown" where LOCATION has made none yet."""
+        if not self.settings.opens_root:
+            return {}
+        if not site.salt:
+            return {seal.PASSWORD: "unknown"}
+        return self.host.ask(wire.Digest(site.place.location, self._secrets(site.salt)))
 
     @cached_property
     def site(self) -> wire.Located:
@@ -150,7 +161,7 @@ class Build:
             imagename=wanted.imagename,
             create=create,
             keep_visible=() if self.host.remote else (str(CHECKOUT),),
-            secrets=self._secrets,
+            salted=wanted.opens_root,
         )
         return self.host.ask(request, self.follow)
 
@@ -194,7 +205,7 @@ class Build:
     @cached_property
     def layers(self) -> list[Layer]:
         """The layers of this build."""
-        return self.plan(self.resolution, self.site.digests)
+        return self.plan(self.resolution, self.digests(self.site))
 
     def layer(self, name: str, layers: Sequence[Layer] | None = None) -> Layer:
         """The layer of a step by the step's name; raises BuildError that names the known ones."""
@@ -255,7 +266,7 @@ class Build:
             expected_bytes=int(UNPACKED * sum(package.size for package in self.resolution.packages)),
             epoch=self.resolution.epoch,
             record=record(layer),
-            secrets={name: self._secrets[name] for name in layer.step.secrets},
+            secrets=self._secrets(self.site.salt) if layer.step.secrets else {},
             variables={"DEBS": self._debs},
             what=f"inv {layer.step.name}",
         )
@@ -294,6 +305,7 @@ class Build:
             epoch=self.resolution.epoch,
             manifest=self._manifest(top),
             what="inv disk",
+            private=self.settings.opens_root,
         )
         made = self.order("disk", request)
         self._limit_cache()
@@ -334,6 +346,11 @@ class Build:
             self.console.work(event["name"], event["last"])
         elif event["event"] == "note":
             self.console.note(event["text"])
+
+
+def described(made: wire.Disk) -> str:
+    """Name a raw image, and say who may read it where that is not everybody's."""
+    return f"{made.image}  mode {made.mode}: it holds a root password" if made.mode else made.image
 
 
 def record(layer: Layer) -> dict[str, Any]:

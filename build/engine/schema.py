@@ -9,18 +9,16 @@ import json
 from pathlib import Path
 from typing import Any
 
-from build.engine.settings import Settings
+from build.engine.settings import SECRETS, Settings
 from build.engine.sources import SCHEMA
 
 FILE = Path(__file__).resolve().parents[2] / "config" / "schema.json"
-NEVER = frozenset({"password"})
-"""Settings that must not stand in a file that is committed."""
 
 
 def schema() -> dict[str, Any]:
     """Return the schema (JSON Schema 2020-12)."""
     made = Settings.model_json_schema()
-    properties = {name: value for name, value in made["properties"].items() if name not in NEVER}
+    properties = {name: value for name, value in made["properties"].items() if name not in SECRETS}
     version = {"const": SCHEMA, "description": "Version of the keys of this file."}
     return {
         "$schema": "https://json-schema.org/draft/2020-12/schema",

@@ -29,6 +29,7 @@ from pydantic import (
 from build.engine import cloudstack, sources
 from build.engine.errors import BuildError
 from build.engine.options import Options, Ovf, Qcow2
+from build.engine.password import check_hash
 from build.engine.sources import Given
 
 Suite = Literal["bookworm", "trixie"]
@@ -41,6 +42,10 @@ KERNELS: Mapping[tuple[str, str], str] = {
 """Kernel package by suite and arch; a pair that is missing has no kernel in Debian (trixie dropped i386)."""
 BOOT_PACKAGES: Mapping[str, str] = {"bios": "grub-pc-bin", "uefi": "systemd-boot-efi"}
 """Package that brings the boot code of each firmware."""
+
+
+SECRETS = ("password", "password_hash")
+"""Settings that neither a committed file nor a command line may hold, and nothing shows."""
 
 
 def _named(pattern: str, what: str) -> AfterValidator:
@@ -137,6 +142,8 @@ class Settings(Part):
     """Path of the raw image."""
     password: SecretStr = SecretStr("")
     """Root's password; empty locks it, keys still log in."""
+    password_hash: SecretStr = SecretStr("")
+    """Its hash, as crypt(5) has it, in place of the password: the same image in every LOCATION."""
     apt_proxy: str = ""
     """An apt cacher, http://HOST:3142; never gets into the image."""
     hostname: str = "systemvm"
@@ -239,6 +246,13 @@ class Settings(Part):
             raise ValueError("control characters cannot be typed at a login")
         return value
 
+    @field_validator("password_hash")
+    @classmethod
+    def _check_hash(cls, value: SecretStr) -> SecretStr:
+        if value.get_secret_value():
+            check_hash(value.get_secret_value())
+        return value
+
     @field_validator("components")
     @classmethod
     def _check_components(cls, names: tuple[str, ...]) -> tuple[str, ...]:
@@ -269,14 +283,21 @@ class Settings(Part):
             raise ValueError("i386 boots under BIOS only; leave uefi out of firmware")
         if self.imageloc and self.mountpoint and self.imageloc.startswith(self.mountpoint + "/"):
             raise ValueError("imageloc lies below mountpoint, where it would be hidden")
+        if self.password.get_secret_value() and self.password_hash.get_secret_value():
+            raise ValueError("password and password_hash are both set; leave one of them empty")
         return self
 
     def shown(self) -> dict[str, Any]:
         """Every setting as plain values fit to be printed or published: secrets only as set or empty."""
         values = self.model_dump(mode="json")
-        values["password"] = "(set)" if self.password.get_secret_value() else ""
+        values |= {name: "(set)" if getattr(self, name).get_secret_value() else "" for name in SECRETS}
         values["vrrp"]["auth_pass"] = "(set)" if self.vrrp.auth_pass else ""
         return values
+
+    @property
+    def opens_root(self) -> bool:
+        """Whether the image has a root password, which makes its files their owner's alone."""
+        return any(getattr(self, name).get_secret_value() for name in SECRETS)
 
     @property
     def convert(self) -> Options:
@@ -340,10 +361,10 @@ def load(
     `origins` has a row for every key, and one for every `table.key` that was given.
     """
     given = [
-        *map(_no_password, sources.from_definition(definition)),
+        *map(_no_secret, sources.from_definition(definition)),
         *(sources.from_dotenv(dotenv) if dotenv else ()),
         *sources.from_environment(environ),
-        *map(_no_password, sources.from_flags(overrides)),
+        *map(_no_secret, sources.from_flags(overrides)),
     ]
     if password is not None:
         given.append(Given(("password",), password, "--ask-password"))
@@ -367,12 +388,13 @@ def load(
     return Loaded(settings, origins, definition, overlays)
 
 
-def _no_password(given: Given) -> Given:
-    """Refuse a password where other people would read it: in a committed file, in a list of processes."""
-    if given.path[0] == "password":
+def _no_secret(given: Given) -> Given:
+    """Refuse a secret where other people would read it: in a committed file, in a list of processes."""
+    if given.path[0] in SECRETS:
+        name = f"{sources.PREFIX}{given.path[0].upper()}"
         raise BuildError(
-            f"{given.origin}: a password is not allowed here",
-            "put SYSTEMVM_PASSWORD into the environment or .env, or use --ask-password",
+            f"{given.origin}: a {given.path[0].replace('_', ' ')} is not allowed here",
+            f"put {name} into the environment or .env, or use --ask-password",
         )
     return given
 
@@ -472,7 +494,7 @@ def _explain(error: ValidationError, origins: Mapping[str, str]) -> BuildError:
             message = PLAIN[problem["type"]].format_map(problem.get("ctx", {}))
         where = next((origins[prefix] for prefix in prefixes if prefix in origins), "")
         got = problem["input"]
-        plain = isinstance(got, str | int | float) and not {"password", "auth_pass"} & {*path}
+        plain = isinstance(got, str | int | float) and not {*SECRETS, "auth_pass"} & {*path}
         shown = f" (got {got!r})" if plain and repr(got) not in message and len(repr(got)) < 60 else ""
         key = ".".join(part for part in path if not part.isdigit())
         parts = (where or _mentioned(message, origins), "" if where.endswith(key) else key, message + shown)

@@ -6,7 +6,7 @@ import time
 
 from build import wire
 from build.engine.console import size
-from build.engine.pipeline import Build
+from build.engine.pipeline import Build, described
 from build.verbs import artifacts, convert
 
 
@@ -67,7 +67,7 @@ def build(build: Build) -> None:
     if made := build.disk():
         disk = made.manifest["disk"]
         build.console.line(
-            f"image {made.image}  {size(disk['size'])} ({size(disk['allocated'])} on disk)  "
+            f"image {described(made)}  {size(disk['size'])} ({size(disk['allocated'])} on disk)  "
             f"sha256 {disk['sha256'][:16]}"
         )
         artifacts.bring_home(build, made)

@@ -11,7 +11,7 @@ def clean(build: Build, what: str, dry_run: bool, json: bool) -> None:
     """Remove and say what."""
     reach: tuple[str, ...] = ()
     if what == "cache" and (resolution := build.stored_resolution()):
-        reach = tuple(layer.key for layer in build.plan(resolution, build.prospect.digests))
+        reach = tuple(layer.key for layer in build.plan(resolution, build.digests(build.prospect)))
     request = wire.Clean(build.prospect.place, build.prospect.image, what, reach, dry_run=dry_run)
     rows = build.host.ask(request, build.follow).removed
     if json:

@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 from build.engine import recipe, rings
 from build.engine.errors import BuildError
 from build.engine.hosts.host import CHECKOUT
-from build.engine.settings import kinds_by_key
+from build.engine.settings import SECRETS, kinds_by_key
 from build.formats import FORMATS
 from build.verbs import boot_line
 from build.verbs.rehearse import TYPES
@@ -97,7 +97,7 @@ def _settings(begun: str) -> list[str]:
     kinds = kinds_by_key()
     key, equals, _ = begun.partition("=")
     if not equals:
-        return [f"{name}=" for name in kinds if name != "password"]
+        return [f"{name}=" for name in kinds if name not in SECRETS]
     kind = kinds.get(key)
     known = ["true", "false"] if kind is bool else get_args(kind) if get_origin(kind) is Literal else ()
     return [f"{key}={value}" for value in known]

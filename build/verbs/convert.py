@@ -129,6 +129,7 @@ def request(
         threads=threads,
         location=location,
         cloudstack=_metadata(settings),
+        private=settings.opens_root,
     )
 
 

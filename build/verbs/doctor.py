@@ -10,6 +10,7 @@ from build import wire
 from build.engine.errors import BuildError
 from build.engine.hosts.host import CHECKOUT
 from build.engine.pipeline import Build
+from build.engine.settings import SECRETS
 
 
 class Output(Protocol):
@@ -63,7 +64,7 @@ def doctor(build: Build, install: bool, cache: bool, json: bool) -> None:
         done = build.host.ask(wire.Install(script), build.follow)
         build.console.done()
         build.console.line(f"installed: {', '.join(done.packages) or 'nothing was missing'}")
-    settings = build.settings.model_dump(mode="json", exclude={"password"})
+    settings = build.settings.model_dump(mode="json", exclude={*SECRETS})
     request = wire.Doctor(build.prospect.place, build.prospect.image, settings)
     rows = build.host.ask(request, build.follow)
     if cache:

@@ -15,7 +15,7 @@ def shell(build: Build, at: str, command: str) -> int:
     resolution = build.stored_resolution()
     if resolution is None:
         raise BuildError("there is no tree yet", "run: inv build")
-    layers = build.plan(resolution, build.prospect.digests)
+    layers = build.plan(resolution, build.digests(build.prospect))
     layer = build.layer(at or layers[-1].step.name, layers)
     missing = [
         link.step.name

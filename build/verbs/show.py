@@ -39,7 +39,7 @@ def _short(value: Any) -> str:
 def plan(build: Build, scripts: bool, json: bool) -> None:
     """Print the steps with keys and states; with `scripts` the text of each."""
     found = build.stored_resolution()
-    layers = build.plan(found or pipeline.UNRESOLVED, build.prospect.digests)
+    layers = build.plan(found or pipeline.UNRESOLVED, build.digests(build.prospect))
     present = build.present(layers, build.prospect) if found else set()
     if found is None:
         hint = "not resolved yet: keys are known after `inv resolve` or `inv build`"
@@ -73,7 +73,7 @@ def why(build: Build, name: str, json: bool) -> None:
     resolution = build.stored_resolution()
     if resolution is None:
         raise BuildError("nothing is resolved yet", "run: inv build")
-    layer = build.layer(name, build.plan(resolution, build.prospect.digests))
+    layer = build.layer(name, build.plan(resolution, build.digests(build.prospect)))
     cached = bool(build.present([layer], build.prospect))
     stored = () if cached else build.host.ask(wire.Records(build.prospect.place, name))
     before = layer.key if cached else stored[-1]["key"] if stored else None

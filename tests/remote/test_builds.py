@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import re
 import shutil
 import signal
+import time
 from pathlib import Path
 
 import pytest
@@ -238,3 +240,35 @@ def test_a_full_disk_there_is_told_before_anything_is_done(there: Buildhost) -> 
         assert there.inside("find", "/var/tmp", "-mindepth", "1") == ""
     finally:
         there.inside("umount", "/var/tmp")
+
+
+def test_an_image_with_a_password_comes_home_for_its_owner_alone(
+    tiny: Built, there: Buildhost, tmp_path: Path
+) -> None:
+    """And LOCATION's secret stays there; the password is in no argument there."""
+    secret, seen = "geheim0815", set()
+    link(tiny.location, there.folder / "images/closed")
+    line = ("build", "--formats", "qcow2", *FLAGS, "--set", "location=/var/lib/images/closed")
+    client = cli.start(
+        *("-H", f"alice@{HOST}", *line, "--to", str(tmp_path)),
+        prefix=there.prefix,
+        env={**there.env, "SYSTEMVM_PASSWORD": secret},
+    )
+    while client.poll() is None:
+        seen.add(str(there.processes()))
+        for path in tmp_path.glob(".tiny.*.part"):
+            with contextlib.suppress(FileNotFoundError):
+                assert path.stat().st_mode & 0o777 == 0o600
+        time.sleep(0.05)
+    told, _ = client.communicate()
+    assert client.returncode == 0, told
+    assert "mode 0600: it holds a root password" in told
+    assert any("fat.py" in each or "ext4.py" in each for each in seen)
+    assert secret not in told + "".join(seen)
+    modes = {path.name: path.stat().st_mode & 0o777 for path in tmp_path.iterdir()}
+    assert (modes["tiny.img"], modes["tiny.qcow2"]) == (0o600, 0o600)
+    assert modes["tiny.img.json"] == 0o644
+    key = (there.folder / "images/closed/secret").read_bytes()
+    texts = [path.read_bytes() for path in tmp_path.iterdir() if path.suffix not in (".img", ".qcow2")]
+    assert not [text for text in texts if key in text or secret.encode() in text]
+    shutil.rmtree(there.folder / "images/closed")

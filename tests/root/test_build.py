@@ -195,29 +195,6 @@ def test_without_minimize_the_image_is_sealed_too(tiny: Built) -> None:
     assert cli.succeed("shell", *flags, "--command", "getent shadow root").split(":")[1] in ("*", "!", "!*")
 
 
-def test_a_password_is_in_the_shadow_file_and_nowhere_else(tiny: Built, tmp_path: Path) -> None:
-    secret = "correct horse $battery' staple"
-    env = {"SYSTEMVM_PASSWORD": secret}
-    output = cli.succeed("seal", *tiny.flags, "--frozen", env=env)
-    hashed = cli.succeed("shell", *tiny.flags, "--frozen", "--command", "getent shadow root", env=env).split(
-        ":"
-    )[1]
-    assert hashed.startswith("$6$")
-    shown = (
-        output
-        + cli.succeed("config", *tiny.flags, env=env)
-        + cli.succeed("plan", "--script", *tiny.flags, env=env)
-    )
-    assert secret not in shown
-    assert hashed not in shown
-    for path in tiny.location.rglob("*"):
-        if path.is_file() and not path.is_symlink() and path.suffix not in (".deb", ".img"):
-            content = path.read_bytes()
-            assert secret.encode() not in content, path
-            assert hashed.encode() not in content or path.name in ("shadow", "shadow-"), path
-    assert cli.states(cli.succeed("seal", *tiny.flags, "--frozen"))["seal"] == "cached"
-
-
 def test_an_interrupt_ends_all_and_says_so(tiny: Built, tmp_path: Path) -> None:
     location = copied_resolution(tiny, tmp_path / "cut")
     child = cli.start("build", *TINY, "--frozen", "--set", f"location={location}")

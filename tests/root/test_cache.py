@@ -214,7 +214,7 @@ def test_what_a_removal_leaves_behind_is_no_layer(tmp_path: Path) -> None:
 
 def locate(agent: Agent, location: Path) -> Any:
     return agent.call(
-        "location", location=str(location), mountpoint="", imageloc="", imagename="x", create=True, secrets={}
+        "location", location=str(location), mountpoint="", imageloc="", imagename="x", create=True
     )
 
 

@@ -206,7 +206,13 @@ class Yard:
         return [layer.key for layer in plan.layers([*self.steps, *steps])]
 
     def disk(
-        self, name: str, *steps: Step, seed: str = "5eed", folder: Path | None = None, **values: Any
+        self,
+        name: str,
+        *steps: Step,
+        seed: str = "5eed",
+        folder: Path | None = None,
+        private: bool = False,
+        **values: Any,
     ) -> Path:
         """Make a disk; raises Refused."""
         step = loaded(**values)
@@ -223,6 +229,7 @@ class Yard:
             files=encode(step.files),
             epoch=EPOCH,
             manifest={},
+            private=private,
         )
         return image
 
@@ -509,9 +516,11 @@ def test_the_manifest_tells_the_truth(image: Path) -> None:
 def test_the_same_tree_built_otherwise_gives_the_same_bytes(
     base: Path, image: Path, tmp_path: Path, mode: str, overlay: bool, order: str
 ) -> None:
+    """And so does one that is its owner's alone."""
     opened = yard(tmp_path, base, mode, overlay, order)
-    again = next(opened).disk("again", size=1000)
+    again = next(opened).disk("again", size=1000, private=True)
     run("cmp", image, again)
+    assert [stat.S_IMODE(each.stat().st_mode) for each in (image, again)] == [0o644, 0o600]
     assert next(opened, None) is None
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 import sys
 from pathlib import Path
 from typing import Any
@@ -232,6 +233,48 @@ def test_progress_ends_at_the_whole_of_each_phase(disk: Path, out: Path) -> None
     for steps in told.values():
         assert steps == sorted(steps)
         assert steps[-1][0] == steps[-1][1]
+
+
+def modes(folder: Path) -> dict[str, int]:
+    return {path.name: stat.S_IMODE(path.stat().st_mode) for path in folder.iterdir()}
+
+
+@pytest.mark.parametrize(
+    ("image", "private", "mode"),
+    [(0o644, False, 0o644), (0o600, False, 0o600), (0o640, False, 0o600), (0o644, True, 0o600)],
+    ids=["for all", "of a private disk", "of a group's disk", "asked for"],
+)
+def test_files_are_private_from_their_first_byte_when_their_disk_is_or_it_is_asked_for(
+    image: int, private: bool, mode: int, disk: Path, out: Path
+) -> None:
+    disk.chmod(image)
+    seen: dict[str, set[int]] = {}
+
+    def emit(kind: str, **fields: Any) -> None:
+        for name, each in modes(out).items():
+            seen.setdefault(name, set()).add(each)
+
+    rows = (spec("ova"), *(spec("vhd", compress) for compress in outer.KINDS))
+    told = convert.run(wire.Convert(str(disk), str(out), rows, "x", 0, private=private), emit)
+    assert told.private == (mode == 0o600)
+    ends = (".part", ".inner.part")
+    parts = [".ova.ova.part", *(f".{row['file']}{end}" for row in rows[1:] for end in ends)]
+    assert [seen[name] for name in parts] == [{mode}] * len(parts)
+    made = [row["file"] for row in rows]
+    assert {name: modes(out)[name] for name in made} == dict.fromkeys(made, mode)
+    assert {modes(out)[name] for name in ("SHA256SUMS", "ova.ova.json")} == {0o644}
+
+
+def test_a_disk_that_was_closed_closes_its_files(disk: Path, out: Path) -> None:
+    """And the owner may open one of them, without it being made anew."""
+    ask(disk, out, [spec("qcow2")])
+    assert modes(out)["qcow2.qcow2"] == 0o644
+    disk.chmod(0o600)
+    assert ask(disk, out, [spec("qcow2")])["files"][0]["state"] == "built"
+    assert modes(out)["qcow2.qcow2"] == 0o600
+    (out / "qcow2.qcow2").chmod(0o640)
+    assert ask(disk, out, [spec("qcow2")])["files"][0]["state"] == "cached"
+    assert modes(out)["qcow2.qcow2"] == 0o640
 
 
 def test_register_parameters_carry_the_checksum(disk: Path, out: Path) -> None:

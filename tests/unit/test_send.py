@@ -5,8 +5,10 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import stat
 import zlib
 from pathlib import Path
+from typing import cast
 
 import pytest
 from hypothesis import given, settings
@@ -15,7 +17,9 @@ from hypothesis import strategies as st
 from build import wire
 from build.agent.events import Failure, emit
 from build.agent.verbs import send
+from build.engine import fetch
 from build.engine.fetch import Sink, is_here
+from build.engine.hosts.host import Host
 
 pytestmark = pytest.mark.unit
 MIB = 1 << 20
@@ -96,6 +100,34 @@ def test_a_file_is_here_only_as_long_as_it_is_the_very_same(tmp_path: Path) -> N
     assert not is_here(wire.Sent("/there/disk.img", 4, 7, "0" * 64, {"key": "b"}), tmp_path)
     os.utime(file, ns=(8, 8))
     assert not is_here(artifact, tmp_path)
+
+
+@pytest.mark.parametrize("left", [None, 0o644], ids=["new", "over what an earlier run left"])
+@pytest.mark.parametrize(("there", "here"), [(0o644, 0o644), (0o640, 0o600), (0o600, 0o600)])
+def test_what_is_private_there_is_private_here_from_its_first_byte(
+    there: int, here: int, left: int | None, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    file, home, seen = tmp_path / "disk.img", tmp_path / "home", []
+    file.write_bytes(b"data")
+    file.chmod(there)
+    stamp = {"size": 4, "mtime_ns": file.stat().st_mtime_ns}
+    told = json.dumps({"file": stamp, "disk": {"sha256": hashlib.sha256(b"data").hexdigest()}})
+    (tmp_path / "disk.img.json").write_text(told)
+    (artifact,) = send.run(wire.Send((str(file),)), emit)
+    if left:
+        home.mkdir()
+        part = home / f".disk.img.{artifact.sha256[:16]}.part"
+        part.touch()
+        part.chmod(left)
+
+    def receive(_host: object, _artifact: wire.Sent, fd: int, _progress: object) -> None:
+        seen.append(stat.S_IMODE(os.fstat(fd).st_mode))
+        os.write(fd, b"data")
+
+    monkeypatch.setattr(fetch, "_receive", receive)
+    fetch.fetch(cast(Host, None), artifact, home, lambda *_: None)
+    assert [*seen, stat.S_IMODE((home / "disk.img").stat().st_mode)] == [here, here]
+    assert (home / "disk.img").read_bytes() == b"data"
 
 
 def test_a_file_that_was_changed_there_is_not_sent(tmp_path: Path) -> None:

@@ -116,6 +116,7 @@ def test_size_is_made_even(load: Load, asked: int, got: int) -> None:
         ("\tsize: 3", "image.yaml:1"),
         ("vrrp: &x\n  auth_pass: *x", "image.yaml"),
         ("password: geheim", "image.yaml:1: a password is not allowed here"),
+        ("password_hash: $6$geheim", "image.yaml:1: a password hash is not allowed here"),
         ("size: abc", "image.yaml:1: size: write a whole number"),
         ("size: 1.5", "image.yaml:1: size: write a whole number"),
         ("size: 63", "image.yaml:1: size: use 64 or more (got 63)"),
@@ -202,6 +203,7 @@ def test_an_unreadable_definition_is_named(load: Load, tmp_path: Path) -> None:
         ("packages.all.x=3", "--set packages.all.x: 'packages.all' holds one value, no keys"),
         ("password=geheim", "--set password: a password is not allowed here"),
         ("PASSWORD=geheim", "a password is not allowed here"),
+        ("password_hash=$6$geheim", "--set password_hash: a password hash is not allowed here"),
     ],
 )
 def test_a_mistake_in_a_flag_is_explained(load: Load, override: str, message: str) -> None:
@@ -372,6 +374,69 @@ def test_a_secret_is_in_no_message_and_no_listing(load: Load) -> None:
         refused(load, "vrrp: {state: MASTER, auth_pass: geheim}"),
     ):
         assert "geheim" not in text
+
+
+SHA512 = "$6$salt$" + "x" * 86
+YESCRYPT = "$y$j9T$F5Jx5fExrKuPp53xLKQ..1$X3DX6M94c7o.9agCG9G317fhZg9SqC.5i5rd.RhAtQ7"
+BCRYPT = "$2b$05$CCCCCCCCCCCCCCCCCCCCC.E5YPO9kmyuRGyh0XouQYb4YMJKvyOeW"
+HASHES = {
+    "sha512crypt": SHA512,
+    "sha512crypt with rounds": SHA512.replace("$salt", "$rounds=50000$./AZaz09"),
+    "yescrypt": YESCRYPT,
+    "gost-yescrypt": YESCRYPT.replace("$y$", "$gy$"),
+    "scrypt": "$7$CU..../....2Q9obwLhin8qvQl6sisAO/$" + "E" * 43,
+    "bcrypt": BCRYPT,
+    "bcrypt of old": BCRYPT.replace("$2b$", "$2a$"),
+}
+NO_HASHES = {
+    "a password": "geheim",
+    "cut off by a shell": ".geheim",
+    "cut short": SHA512[:-1],
+    "too long": SHA512 + "x",
+    "two fields": SHA512[:-1] + ":",
+    "two lines": SHA512 + "\n",
+    "another alphabet": SHA512[:-1] + "_",
+    "a long salt": SHA512.replace("salt", "salt" * 5),
+    "no salt": SHA512.replace("salt", ""),
+    "bcrypt with the bug": BCRYPT.replace("$2b$", "$2x$"),
+    "md5crypt": "$1$saltsalt$" + "x" * 22,
+    "DES": "xxj31ZMTZzkVA",
+    "locked": "!" + SHA512,
+    "no password": "*",
+}
+
+
+@pytest.mark.parametrize("hashed", HASHES.values(), ids=HASHES)
+def test_a_hash_of_crypt_is_taken_from_environment_and_dotenv(load: Load, hashed: str) -> None:
+    for loaded in (
+        load(environ={"SYSTEMVM_PASSWORD_HASH": hashed}),
+        load(dotenv=f"SYSTEMVM_PASSWORD_HASH={hashed}\n"),
+        load(dotenv=f"SYSTEMVM_PASSWORD_HASH='{hashed}' # of root\n"),
+    ):
+        assert loaded.settings.password_hash.get_secret_value() == hashed
+        assert loaded.settings.opens_root
+        assert loaded.settings.shown()["password_hash"] == "(set)"
+        assert hashed not in f"{loaded} {loaded.settings!r} {loaded.settings.model_dump_json()}"
+    assert not load(dotenv="").settings.opens_root
+
+
+@pytest.mark.parametrize("text", NO_HASHES.values(), ids=NO_HASHES)
+def test_what_is_no_fit_hash_is_refused_without_showing_it(load: Load, text: str) -> None:
+    told = refused(load, environ={"SYSTEMVM_PASSWORD_HASH": text})
+    assert told.startswith("environment SYSTEMVM_PASSWORD_HASH: ")
+    assert "not a whole hash of crypt(5)" in told
+    assert len(text) < 2 or text.strip() not in told
+
+
+def test_a_password_and_a_hash_together_say_where_each_was_set(load: Load) -> None:
+    told = refused(load, dotenv="SYSTEMVM_PASSWORD=geheim\n", environ={"SYSTEMVM_PASSWORD_HASH": SHA512})
+    where, _, what = told.partition(": password and")
+    assert {*where.split(", ")} == {".env:1", "environment SYSTEMVM_PASSWORD_HASH"}
+    assert "both set" in what
+    assert "geheim" not in told
+    assert SHA512 not in told
+    empty = {"SYSTEMVM_PASSWORD_HASH": SHA512, "SYSTEMVM_PASSWORD": ""}
+    assert load(dotenv="SYSTEMVM_PASSWORD=geheim\n", environ=empty).settings.opens_root
 
 
 @pytest.mark.parametrize("suite", ["bookworm", "trixie"])

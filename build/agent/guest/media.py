@@ -48,6 +48,14 @@ class Media:
         return int(json.loads(process.run(line, pass_fds=self.descriptors).stdout)["virtual-size"])
 
 
+def need(image: str | Path) -> None:
+    """Raise Failure for an image that is not there, or that we may not read."""
+    if not Path(image).is_file():
+        raise Failure(f"no image {image}", "run `inv build` first")
+    if not os.access(image, os.R_OK):
+        raise Failure(f"you may not read {image}", "run it as its owner: it may hold a root password")
+
+
 @contextlib.contextmanager
 def opened(image: str, kind: str, work: Path, emit: Emit) -> Iterator[Media]:
     """Open an image of a format (a key of KINDS), also inside bz2, gz, zip or zst; Failure if it is none.
@@ -56,8 +64,7 @@ def opened(image: str, kind: str, work: Path, emit: Emit) -> Iterator[Media]:
     """
     if kind not in KINDS:
         raise Failure(f"unknown format {kind!r}", f"known: {', '.join(KINDS)}")
-    if not Path(image).is_file():
-        raise Failure(f"no image {image}", "run `inv build` first")
+    need(image)
     if kind == "raw" and Path(image).suffix[1:] not in outer.KINDS:
         yield Media("raw", image)
         return

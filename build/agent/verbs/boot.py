@@ -9,15 +9,13 @@ from pathlib import Path
 
 from build import wire
 from build.agent import process
-from build.agent.events import Failure
-from build.agent.guest import kvm, qemu
+from build.agent.guest import kvm, media, qemu
 
 
 def argv(request: wire.Boot, accel: str) -> list[str]:
     """Return QEMU's command line; with snapshot=on every write goes to a file without a name."""
     image = Path(request.image).absolute()
-    if not image.is_file():
-        raise Failure(f"no image {image}", "run `inv build` first")
+    media.need(image)
     options = {
         "if": "none",
         "id": "disk",

@@ -47,6 +47,7 @@ class Output:
 
     spec: dict[str, Any]
     folder: Path
+    private: bool = False
     inner: BinaryIO | None = None
     writer: Writer | None = None
     result: dict[str, Any] = field(default_factory=dict)
@@ -76,6 +77,10 @@ class Output:
         """Where the disk file grows: the part itself unless it will be compressed."""
         return self.folder / f".{self.name}.inner.part" if self.compress else self.part
 
+    def open(self, part: Path) -> BinaryIO:
+        """Make a part, which must not be there."""
+        return open(part, "x+b", buffering=1 << 18, opener=files.opener(self.private))
+
 
 def run(request: wire.Convert, emit: Emit) -> wire.Converted:
     """Write them, prove them, name them. Raises Failure; then no asked name has changed."""
@@ -92,6 +97,7 @@ def run(request: wire.Convert, emit: Emit) -> wire.Converted:
         size = BoundedReader.whole(fd).size
         for output in outputs:
             KINDS[output.spec["kind"]].check_size(size)
+            output.private = request.private or files.is_private(status)
         source = {"size": size, "mtime_ns": status.st_mtime_ns}
         wanted = [output for output in outputs if request.force or not _known(output, request, source)]
         if wanted:
@@ -105,6 +111,7 @@ def run(request: wire.Convert, emit: Emit) -> wire.Converted:
         beside=beside,
         virtual_size=size,
         guest_sha256=outputs[0].result["guest_sha256"],
+        private=outputs[0].private,
         seconds=round(time.monotonic() - started, 3),
     )
 
@@ -148,9 +155,10 @@ def _closing(fd: int) -> Iterator[None]:
 
 
 def _key(output: Output, request: wire.Convert, source: dict[str, int]) -> str:
-    """Hash of all that decides the file's bytes: disk, settings, our code and the compressor."""
+    """Hash of all that decides the file: disk, settings, who may read it, our code and the compressor."""
     told = [
         output.spec,
+        output.private,
         request.identity,
         request.epoch,
         source,
@@ -198,7 +206,7 @@ def _convert(
         with ThreadPoolExecutor(threads) as pool, contextlib.ExitStack() as stack:
             stack.callback(pool.shutdown, wait=True, cancel_futures=True)
             for output in outputs:
-                output.inner = stack.enter_context(open(output.inner_part, "w+b", buffering=1 << 18))
+                output.inner = stack.enter_context(output.open(output.inner_part))
                 target = Target(output.inner, size, output.inner_name, request.epoch)
                 output.writer = KINDS[output.spec["kind"]].write(target, output.spec.get("options") or {})
             content = _write(fd, size, outputs, pool, threads, emit)
@@ -406,7 +414,7 @@ def _compress(output: Output, pool: ThreadPoolExecutor, threads: int, epoch: int
     assert output.inner is not None
     source = BoundedReader.whole(output.inner.fileno())
     packing = Progress(f"compress {output.compress}", source.size, emit)
-    with open(output.part, "w+b", buffering=1 << 18) as target:
+    with output.open(output.part) as target:
         places = outer.compress(
             output.compress, source, target, output.inner_name, epoch, pool, 2 * threads + 2, packing.add
         )

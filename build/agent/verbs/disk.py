@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import stat
 import time
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ def run(request: wire.Assemble, emit: Emit) -> wire.Disk:
     image = Path(request.image)
     store.lock(place.location, emit, request.what)
     if known := finished(image, request.key):
-        return wire.Disk("cached", 0.0, str(image), known)
+        return wire.Disk("cached", 0.0, str(image), known, mode=_mode(image, request))
     with pace.work(place.location, "disk", emit) as follow:
         return _assemble(place, image, request, follow)
 
@@ -37,6 +38,8 @@ def _assemble(place: BuildPaths, image: Path, request: wire.Assemble, emit: Emit
         (part / name).mkdir(parents=True)
     layer.write_files(part / "files", request.files)
     out = part / image.name
+    if request.private:  # the script writes into what is there
+        open(out, "xb", opener=files.opener(private=True)).close()
     log = place.location / "logs" / "disk.log"
     variables = layer.variables(part, request.epoch, {"OUT": str(out), "SEED": request.seed})
     outcome = sandbox.run(
@@ -58,7 +61,12 @@ def _assemble(place: BuildPaths, image: Path, request: wire.Assemble, emit: Emit
     }
     _publish(out, image, manifest)
     sandbox.remove(place, part)
-    return wire.Disk("built", time.monotonic() - started, str(image), manifest, tuple(outcome.notes))
+    seconds, notes = time.monotonic() - started, tuple(outcome.notes)
+    return wire.Disk("built", seconds, str(image), manifest, notes, _mode(image, request))
+
+
+def _mode(image: Path, request: wire.Assemble) -> str:
+    return f"{stat.S_IMODE(image.stat().st_mode):04o}" if request.private else ""
 
 
 def finished(image: Path, key: str) -> dict[str, Any] | None:

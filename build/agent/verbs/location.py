@@ -5,10 +5,7 @@ Defaults that depend on the host (who we are, his data directory, whether overla
 
 from __future__ import annotations
 
-import hashlib
-import hmac
 import os
-import secrets
 import shutil
 import stat
 import tempfile
@@ -17,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from build import wire
-from build.agent import facts, process, sandbox, store
+from build.agent import facts, process, sandbox, secret, store
 from build.agent.events import Emit, Failure
 
 
@@ -43,8 +40,8 @@ def run(request: wire.Location, emit: Emit) -> wire.Located:
     elif location.is_dir() and os.access(location, os.W_OK) and not _refusal(mode, known):
         # Where nothing can be tried, a look at the layers assumes what most hosts can do.
         place = replace(place, overlay=sandbox.overlay_works(location, mode))
-    digests = {name: _digest(location, value, request.create) for name, value in request.secrets.items()}
-    return wire.Located(place, str(image), digests)
+    key = secret.key(location, request.create) if request.salted else b""
+    return wire.Located(place, str(image), secret.salt(key, request.imagename) if key else "")
 
 
 PRIVATE = ("cache", "logs", "jobs")
@@ -117,17 +114,3 @@ def _refusal(mode: str, known: dict[str, Any]) -> Failure | None:
         )
     reason = done.stderr.strip().splitlines()[-1:] or ["unshare failed"]
     return Failure(f"this host does not let {user} open namespaces: {reason[0]}", "run: inv doctor")
-
-
-def _digest(location: Path, value: str, create: bool) -> str:
-    """Digest a secret under LOCATION's own key, so that a layer's key tells nothing about it."""
-    if not value:
-        return ""
-    file = location / "secret"
-    if not file.exists():
-        if not create:
-            return "unknown"
-        handle = os.open(file, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
-        os.write(handle, secrets.token_bytes(32))
-        os.close(handle)
-    return hmac.new(file.read_bytes(), value.encode(), hashlib.sha256).hexdigest()

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from build import wire
+from build.agent import files
 from build.agent.events import Emit, Failure
 
 HEAD = struct.Struct(">QII")
@@ -47,7 +48,8 @@ def _sent(path: Path) -> wire.Sent:
     if {"size": status.st_size, "mtime_ns": status.st_mtime_ns} != stamp:
         raise Failure(f"{path} was changed after it was made", "build it again")
     digest = (manifest.get("disk") or manifest["artifact"])["sha256"]
-    return wire.Sent(str(path), status.st_size, status.st_mtime_ns, digest, manifest)
+    private = files.is_private(status)
+    return wire.Sent(str(path), status.st_size, status.st_mtime_ns, digest, manifest, private)
 
 
 def stream(asked: queue.Queue[dict[str, Any] | None]) -> int:
