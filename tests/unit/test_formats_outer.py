@@ -49,11 +49,11 @@ def unpack(kind: str, path: Path) -> bytes:
         return archive.read("disk.vhd")
 
 
-def again(path: Path, kind: str, limit: int = 1 << 30) -> bytes:
+def again(path: Path, kind: str, limit: int = 1 << 30, room: int = 1 << 30) -> bytes:
     """Read by our own unwrapper."""
     with opened(path) as reader, tempfile.TemporaryFile() as space:
         assert unwrap.recognize(reader) == kind
-        size = unwrap.expand(kind, reader, space, limit, lambda done: None)
+        size = unwrap.expand(kind, reader, space, limit, room, lambda done: None)
         space.seek(0)
         content = space.read()
         assert len(content) == size
