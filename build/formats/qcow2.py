@@ -35,7 +35,7 @@ _MOST_CLUSTERS = 1 << 25
 _MOST_REFCOUNTS = 8 << 20
 _MOST_EXPANDED = 64 << 30
 _EXPLAINED = 64
-"""Times its own size that a file's compressed clusters are expanded to: entries may name one over and over."""
+"""Times its own size that a file's compressed clusters may expand to: entries may name one time and again."""
 
 _HEADER = struct.Struct(">4sIQIIQIIQQIIQ")
 _MORE = struct.Struct(">QQQIIB7x")

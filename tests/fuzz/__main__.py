@@ -1,7 +1,7 @@
 """Fuzz one reader, or play again what a run has found.
 
 python -m tests.fuzz TARGET FILE ...                plays inputs; needs nothing
-python -m tests.fuzz TARGET SECONDS CORPUS FOUND    fuzzes; needs requirements-fuzz.lock, keeps in FOUND what fails
+python -m tests.fuzz TARGET SECONDS CORPUS FOUND    fuzzes with atheris, keeps in FOUND what fails
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""One function a reader: it takes any bytes, and may end with nothing but the errors that the reader declares."""
+"""One function a reader: it takes any bytes, and may end with nothing but what the reader declares."""
 
 from __future__ import annotations
 
@@ -6,16 +6,10 @@ import contextlib
 import io
 import os
 import struct
-import sys
 import tempfile
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
-from pathlib import Path
 from unittest import mock
-
-sys.path.insert(0, str(Path(__file__).resolve().parents[2] / "config/rootfs/usr/local/lib"))
-
-from systemvm import boot_line
 
 from build import debian
 from build.agent.debian import release
@@ -27,6 +21,9 @@ from build.formats.lib.errors import Unsupported
 from build.formats.lib.findings import Damaged, collect
 from build.formats.lib.format import octal
 from build.formats.lib.reader import BoundedReader, Budget
+from build.verbs.boot_line import guest
+
+boot_line = guest("boot_line")
 
 LIMIT = 64 << 20
 """Bytes that an outer compression may expand to here."""
@@ -148,7 +145,9 @@ def boot(data: bytes) -> None:
     boot_line.cmd_line_json(raw)
     boot_line.cmdline_json(raw)
     assert params.name
-    params.nics, params.macs, params.nic(0), params.redundant  # noqa: B018
+    assert params.nic(0) in (*params.nics, boot_line.Nic(0))
+    assert params.redundant == ("redundant_router" in raw)
+    assert len(set(params.macs)) == len(params.macs)
     for key in raw:
         params.flag(key)
         params.matching(key, boot_line.DOMAIN)

@@ -82,7 +82,7 @@ def opened(image: str, kind: str, work: Path, emit: Emit) -> Iterator[Media]:
 
 
 def expand(around: str, reader: BoundedReader, space: BinaryIO, emit: Emit, limit: int = LIMIT) -> None:
-    """Expand an outer compression, to at most `limit` bytes and what is free there, and tell how far it is."""
+    """Expand an outer compression, to `limit` bytes and what is free there, and tell how far it is."""
     done = 0
 
     def report(length: int) -> None:

@@ -57,9 +57,8 @@ def expand(
                     target.write(part)
         size += len(data)
     if stored > room:
-        raise Unsupported(
-            f"what is in the {kind} needs {_mib(stored)}, and {_mib(room)} may be used", _UNPACK
-        )
+        text = f"what is in the {kind} takes {_mib(stored)}, and there is room for {_mib(room)}"
+        raise Unsupported(text, _UNPACK)
     target.truncate(size)
     target.flush()
     return size
