@@ -1,7 +1,7 @@
 """Fuzz one reader, or play again what a run has found.
 
-python -m tests.fuzz TARGET FILE ...                plays inputs; needs nothing
-python -m tests.fuzz TARGET SECONDS CORPUS FOUND    fuzzes with atheris, keeps in FOUND what fails
+python -m tests.fuzz TARGET FILE ...                     plays inputs; needs nothing
+python -m tests.fuzz TARGET SECONDS SEED CORPUS FOUND    fuzzes with atheris, keeps in FOUND what fails
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ MEMORY = 1024
 """MiB that the process may hold: a table of 64 MiB, twice, and what the fuzzer itself keeps."""
 
 
-def fuzz(name: str, seconds: str, corpus: str, found: str) -> None:
+def fuzz(name: str, seconds: str, seed: str, corpus: str, found: str) -> None:
     """Feed a target with mutations of a corpus until the time is over; ends the process."""
     import atheris
 
@@ -27,6 +27,7 @@ def fuzz(name: str, seconds: str, corpus: str, found: str) -> None:
         [
             sys.argv[0],
             f"-max_total_time={seconds}",
+            f"-seed={seed}",
             f"-timeout={TIMEOUT}",
             f"-rss_limit_mb={MEMORY}",
             f"-max_len={LONGEST}",

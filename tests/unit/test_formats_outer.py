@@ -132,6 +132,15 @@ def test_what_grows_without_end_is_stopped(kind: str, tmp_path: Path) -> None:
         again(packed, kind, limit=8 * MIB)
 
 
+def test_many_small_streams_in_one_file(tmp_path: Path) -> None:
+    """Cut into portions anywhere, within their heads too."""
+    parts = [b"%d" % number for number in range(20_000)]
+    (tmp_path / "many.gz").write_bytes(b"".join(gzip.compress(part, 1) for part in parts) + bytes(100))
+    assert again(tmp_path / "many.gz", "gz") == b"".join(parts)
+    (tmp_path / "many.bz2").write_bytes(b"".join(bz2.compress(part, 1) for part in parts[:2000]))
+    assert again(tmp_path / "many.bz2", "bz2") == b"".join(parts[:2000])
+
+
 def test_foreign_archives(tmp_path: Path) -> None:
     content = CONTENTS["chunks"]
     buffer = io.BytesIO()
