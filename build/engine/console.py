@@ -16,7 +16,7 @@ from typing import Any, TextIO
 import colorama
 from tqdm import tqdm
 
-from build.engine.printable import LINES, printable
+from build.printable import LINES, printable
 
 _COLOURS = {
     "built": colorama.Fore.GREEN,

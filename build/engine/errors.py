@@ -7,7 +7,7 @@ import shlex
 
 from invoke import Exit
 
-from build.engine.printable import LINES, printable
+from build.printable import LINES, printable
 
 
 class BuildError(Exit):

@@ -8,7 +8,7 @@ import os
 import threading
 
 from build.engine.errors import BuildError
-from build.engine.printable import printable
+from build.printable import printable
 
 _one = threading.Lock()
 """One question at a time, however many hosts ask."""

@@ -8,7 +8,7 @@ from pathlib import Path
 from build import wire
 from build.engine.errors import BuildError
 from build.engine.pipeline import Build
-from build.engine.printable import printable
+from build.printable import printable
 
 ORDER = ("error", "warning", "info")
 

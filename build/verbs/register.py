@@ -18,7 +18,7 @@ from build import wire
 from build.engine import cloudstack
 from build.engine.errors import BuildError
 from build.engine.pipeline import Build
-from build.engine.printable import printable
+from build.printable import printable
 from build.verbs import convert
 
 ALL_ZONES = "-1"

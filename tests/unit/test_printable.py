@@ -15,7 +15,7 @@ from build.engine import console
 from build.engine.console import Console
 from build.engine.errors import BuildError
 from build.engine.hosts.session import explain
-from build.engine.printable import LINES, printable
+from build.printable import LINES, printable
 from build.verbs import inspect
 
 HOSTILE = "a\x1b[2J\x9bb\u202ec\u2066d\udc80e\x07f\u2028g\r"

@@ -34,7 +34,7 @@ from build.engine.hosts.session import OnEvent, Session
 Result = TypeVar("Result")
 
 CHECKOUT = Path(__file__).resolve().parents[3]
-SHIPPED = ("build/agent", "build/formats", "build/wire.py", "build/debian.py")
+SHIPPED = ("build/agent", "build/formats", "build/wire.py", "build/debian.py", "build/printable.py")
 COMPRESSING = ("convert", "inspect")
 """Verbs that need the pinned compressors."""
 STOCK = CHECKOUT / ".venv" / "wheels"

@@ -1,4 +1,4 @@
-"""Text from outside as it may stand on a terminal: what would move, colour or reorder it is spelled out."""
+"""Text from outside as a terminal may get it: what would act there is spelled out. Standard library only."""
 
 from __future__ import annotations
 
