@@ -28,6 +28,7 @@ from build.agent import process, verbs
 from build.agent.events import Emit, Failure, emit
 from build.agent.verbs import job, send, terminal
 from build.formats.lib.errors import Unsupported
+from build.printable import LINES, printable
 
 HEARTBEAT_TIMEOUT = 10.0
 """Seconds without a beat after which a client behind a network counts as gone (it beats every 2 s).
@@ -142,10 +143,8 @@ def execute(name: str, source: str) -> int:
             asked, session = terminal.claim(source)
         argv, env = verbs.command(name, asked)
     except (Failure, Unsupported) as failure:
-        print(
-            f"error: {failure.message}" + (f"\n  hint: {failure.hint}" if failure.hint else ""),
-            file=sys.stderr,
-        )
+        text = f"error: {failure.message}" + (f"\n  hint: {failure.hint}" if failure.hint else "")
+        print(printable(text, LINES), file=sys.stderr)  # on the user's terminal, past the client
         return 1
     # What the keyboard sends is for the program; a handler, unlike SIG_IGN, is not inherited.
     for sign in (signal.SIGINT, signal.SIGQUIT):

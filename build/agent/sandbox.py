@@ -237,7 +237,7 @@ def _follow(pipe: int, emit: Emit, label: str) -> Outcome:
         for line in lines:
             kind, _, rest = line.rstrip("\n").partition("\t")
             fields = rest.split("\t")
-            if kind == "progress" and len(fields) == 3 and fields[1].isdigit() and fields[2].isdigit():
+            if kind == "progress" and len(fields) == 3 and fields[1].isdecimal() and fields[2].isdecimal():
                 emit("progress", label=fields[0], done=int(fields[1]), total=int(fields[2]))
             elif kind == "note":
                 said.notes.append(rest)

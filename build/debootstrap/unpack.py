@@ -18,6 +18,7 @@ The environment names the folder with the packages (DEBS) and the exit status th
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import hashlib
 import io
@@ -28,6 +29,7 @@ import pickle
 import re
 import sys
 import tarfile
+import zlib
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
@@ -42,6 +44,9 @@ from build import debian
 LINKS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 """Names at the top that a merged /usr turns into links."""
 CHUNK = 1 << 18
+_MEMBER = re.compile(rb"([ -~]{16})[ -~]{32}([0-9]+) *`\n")
+_BROKEN = (tarfile.TarError, lzma.LZMAError, zlib.error, gzip.BadGzipFile, EOFError)
+"""What the standard library says of archives that are cut off or damaged."""
 Tell = Callable[[bytes], None]
 SYSTEM_IDS = 100
 """User and group numbers below this are the same on every Debian system (base-passwd)."""
@@ -76,8 +81,10 @@ def members(file: IO[bytes]) -> Iterator[tuple[str, int]]:
     if file.read(8) != b"!<arch>\n":
         raise UnsupportedPackage("not a Debian package")
     while header := file.read(60):
-        name = header[:16].decode("ascii").rstrip().removesuffix("/")
-        size = int(header[48:58])
+        found = _MEMBER.fullmatch(header)
+        if not found:
+            raise UnsupportedPackage("not an ar archive to its end")
+        name, size = found[1].decode().rstrip().removesuffix("/"), int(found[2])
         start = file.tell()
         yield name, size
         file.seek(start + size + size % 2)
@@ -96,9 +103,18 @@ def tar_of(file: IO[bytes], name: str, size: int) -> tarfile.TarFile:
     return tarfile.open(fileobj=packed, mode="r|", bufsize=CHUNK)
 
 
+@contextlib.contextmanager
+def sound(package: str) -> Iterator[None]:
+    """Raise UnsupportedPackage for a package that turns out to be broken: dpkg says better what is wrong."""
+    try:
+        yield
+    except _BROKEN as error:
+        raise UnsupportedPackage(f"{package} is broken: {error}") from error
+
+
 def control_of(path: Path) -> dict[str, tuple[bytes, int]]:
     """The control files of a package, with their modes."""
-    with path.open("rb") as file:
+    with path.open("rb") as file, sound(path.name):
         for name, size in members(file):
             if name.startswith("control.tar"):
                 return read_control(file, name, size)
@@ -121,7 +137,7 @@ def read_control(file: IO[bytes], name: str, size: int) -> dict[str, tuple[bytes
 
 def unpack(path: Path, stage: Path) -> Unpacked:
     """Unpack one package below `stage`; other packages are unpacked there at the same time."""
-    with path.open("rb") as file:
+    with path.open("rb") as file, sound(path.name):
         controls: dict[str, tuple[bytes, int]] = {}
         for name, size in members(file):
             if name.startswith("control.tar"):

@@ -16,6 +16,8 @@ from typing import Any, TextIO
 import colorama
 from tqdm import tqdm
 
+from build.printable import LINES, printable
+
 _COLOURS = {
     "built": colorama.Fore.GREEN,
     "cached": colorama.Fore.CYAN,
@@ -36,6 +38,10 @@ _writing = threading.RLock()
 """One line at a time, whichever host it is of."""
 
 
+class Painted(str):
+    """Text that a terminal may get as it is: colours of ours around what is printable."""
+
+
 class Console:
     """Writes for one host; `prefix` names it where there is more than one place the work could be.
 
@@ -47,7 +53,7 @@ class Console:
         self, prefix: str = "", stream: TextIO | None = None, row: int = 0, quiet: bool = False
     ) -> None:
         self.row, self.quiet, self.host = row, quiet, prefix
-        self.prefix = f"{prefix} | " if prefix else ""
+        self.prefix = f"{printable(prefix)} | " if prefix else ""
         self.stream = stream or sys.stdout
         self.lively = self.stream.isatty() and os.environ.get("TERM") != "dumb"
         self.coloured = self.lively and "NO_COLOR" not in os.environ
@@ -59,8 +65,9 @@ class Console:
         if self.coloured:
             colorama.just_fix_windows_console()
 
-    def line(self, text: str) -> None:
-        """Print a line above whatever bar is showing."""
+    def line(self, *parts: str) -> None:
+        """Print a line above whatever bar is showing; whoever wrote it, it moves nothing on the terminal."""
+        text = "".join(part if isinstance(part, Painted) else printable(part, LINES) for part in parts)
         with _writing, tqdm.external_write_mode(self.stream) if self.lively else nullcontext():
             self.stream.write(f"{self.prefix}{text}\n")
             self.stream.flush()
@@ -76,9 +83,8 @@ class Console:
         self.done()
         if self.quiet:
             return
-        self.line(
-            f"{self.paint(state, f'{state:<7}')} {name:<17} {seconds:6.1f}s{f'  {extra}' if extra else ''}"
-        )
+        more = f"  {extra}" if extra else ""
+        self.line(self.paint(state, f"{state:<7}"), f" {name:<17} {seconds:6.1f}s{more}")
 
     def note(self, text: str) -> None:
         """Print something worth knowing about the work that is going on."""
@@ -128,7 +134,8 @@ class Console:
         times = "{elapsed}" if self._work else "{elapsed}<{remaining}"
         if self._work and self._last:
             times += f" ({clock(self._last)} last time)"
-        bar.bar_format = f"{self.prefix}{label}{self._share} {times}"
+        shown = f"{self.prefix}{printable(label)}".replace("{", "{{").replace("}", "}}")
+        bar.bar_format = f"{shown}{self._share} {times}"
         bar.refresh()
 
     def done(self) -> None:
@@ -139,17 +146,18 @@ class Console:
                 self._bar.close()
             self._bar, self._label, self._work, self._share = None, "", "", ""
 
-    def paint(self, state: str, text: str) -> str:
+    def paint(self, state: str, text: str) -> Painted:
         """Colour a text by the state it tells."""
-        return (
-            f"{_COLOURS[state]}{text}{colorama.Style.RESET_ALL}"
+        shown = printable(text, LINES)
+        return Painted(
+            f"{_COLOURS[state]}{shown}{colorama.Style.RESET_ALL}"
             if self.coloured and state in _COLOURS
-            else text
+            else shown
         )
 
     def table(self, head: Sequence[str], rows: Sequence[Sequence[object]]) -> None:
         """Print rows in columns as wide as their widest cell; a terminal folds the last one within itself."""
-        texts = [[str(cell) for cell in row] for row in [head, *rows]]
+        texts = [[printable(cell) for cell in row] for row in [head, *rows]]
         widths = [max(len(row[column]) for row in texts) for column in range(len(head))]
         before = sum(widths[:-1]) + 2 * len(widths[:-1])
         room = shutil.get_terminal_size().columns - len(self.prefix) - before if self.lively else 0
@@ -158,7 +166,7 @@ class Console:
             cells = [self.paint(cell, cell.ljust(width)) for cell, width in zip(first, widths, strict=False)]
             long = _NARROW <= room < len(last)
             folded = textwrap.wrap(last, room, break_on_hyphens=False) if long else [last]
-            self.line("  ".join([*cells, folded[0]]).rstrip())
+            self.line(Painted("  ".join([*cells, folded[0]]).rstrip()))
             for more in folded[1:]:
                 self.line(" " * before + more)
 

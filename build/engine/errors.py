@@ -7,17 +7,21 @@ import shlex
 
 from invoke import Exit
 
+from build.printable import LINES, printable
+
 
 class BuildError(Exit):
     """End the run with one line of what, one line of `hint:`, and a status that is not 0.
 
-    Invoke prints it without a traceback because it is an `invoke.Exit`.
+    Invoke prints it without a traceback because it is an `invoke.Exit`; what hosts, files and guests have
+    said in it is printable by then.
     """
 
     def __init__(self, what: str, hint: str = "", code: int = 1) -> None:
         self.what = what
         self.hint = hint
-        super().__init__(f"error: {what}" + (f"\n  hint: {hint}" if hint else ""), code)
+        text = f"error: {what}" + (f"\n  hint: {hint}" if hint else "")
+        super().__init__(printable(text, LINES), code)
 
     def on(self, host: str, image: str = "") -> BuildError:
         """The same for work on a host (empty: here) with --image: it names the host, its hint leads there."""

@@ -8,6 +8,7 @@ import os
 import threading
 
 from build.engine.errors import BuildError
+from build.printable import printable
 
 _one = threading.Lock()
 """One question at a time, however many hosts ask."""
@@ -18,7 +19,7 @@ def hidden(question: str) -> str | None:
     if not os.isatty(0):
         return None
     with _one:
-        return getpass.getpass(f"{question}: ")
+        return getpass.getpass(f"{printable(question)}: ")
 
 
 @functools.cache

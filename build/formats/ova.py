@@ -20,7 +20,7 @@ from build.formats import vmdk
 from build.formats.lib.codec import Zlib
 from build.formats.lib.errors import Unsupported
 from build.formats.lib.findings import Damaged, Finding, at
-from build.formats.lib.format import OTHER, Format, Kind, Match, Options, Target, Template, is_tar
+from build.formats.lib.format import OTHER, Format, Kind, Match, Options, Target, Template, is_tar, octal
 from build.formats.lib.reader import BoundedReader
 from build.formats.lib.writer import Units, put
 from build.formats.vmdk import VmdkDisk, VmdkWriter
@@ -28,6 +28,8 @@ from build.formats.vmdk import VmdkDisk, VmdkWriter
 BLOCK = 512
 RECORD = 10240
 LARGEST_MEMBER = 8 << 30
+MOST_ELEMENTS = 50_000
+"""Elements and attributes of a descriptor that are kept in memory; real ones have some hundreds."""
 PLACEHOLDERS = ("@capacity@", "@populated@", "@vmdk_size@")
 DIGITS = 20
 """Digits of the largest number that may take a placeholder's place."""
@@ -39,6 +41,7 @@ VSSD = "http://schemas.dmtf.org/wbem/wscim/1/cim-schema/2/CIM_VirtualSystemSetti
 STREAM = "http://www.vmware.com/interfaces/specifications/vmdk.html#streamOptimized"
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 _MANIFEST_LINE = re.compile(r"(SHA1|SHA256|SHA512)\(([^)]+)\)= ([0-9a-f]+)")
+_NUMBER = re.compile(r"[0-9]{1,20}")
 _HASHES = {"SHA1": hashlib.sha1, "SHA256": hashlib.sha256, "SHA512": hashlib.sha512}
 
 
@@ -183,14 +186,13 @@ class Archive:
 
     def _member(self, head: bytes, offset: int) -> Member:
         try:
-            stored = int(head[148:156].strip(b"\0 ") or b"0", 8)
-            size = int(head[124:136].strip(b"\0 ") or b"0", 8)
-            owner = (int(head[108:116].strip(b"\0 ") or b"0", 8), int(head[116:124].strip(b"\0 ") or b"0", 8))
+            stored, size = octal(head[148:156]), octal(head[124:136])
+            owner = (octal(head[108:116]), octal(head[116:124]))
         except ValueError:
             raise Damaged(at(offset), "a tar header holds numbers that are not octal", VSPHERE) from None
         if stored != sum(head[:148]) + 8 * 32 + sum(head[156:]):
             raise Damaged(at(offset + 148), "a tar header's checksum is wrong", VSPHERE)
-        if size < 0 or offset + BLOCK + size > self.reader.size:
+        if offset + BLOCK + size > self.reader.size:
             raise Damaged(
                 at(offset + 124), f"a file of {size} bytes reaches past the end of the archive", VSPHERE
             )
@@ -350,13 +352,15 @@ def parse_xml(content: bytes) -> ElementTree.Element:
         raise Damaged("OVF", "the descriptor declares a document type", VSPHERE, "remove the DOCTYPE")
 
     builder = ElementTree.TreeBuilder()
-    depth = 0
+    depth = count = 0
 
     def start(name: str, attributes: dict[str, str]) -> None:
-        nonlocal depth
-        depth += 1
+        nonlocal depth, count
+        depth, count = depth + 1, count + 1 + len(attributes)
         if depth > 100:
             raise Damaged("OVF", "elements are nested more than 100 deep", VSPHERE)
+        if count > MOST_ELEMENTS:
+            raise Damaged("OVF", f"more than {MOST_ELEMENTS} elements and attributes", VSPHERE)
         builder.start(_expand(name), {_expand(key): value for key, value in attributes.items()})
 
     def end(name: str) -> None:
@@ -457,7 +461,7 @@ def _lint_disks(archive: Archive, root: ElementTree.Element) -> Iterator[Finding
         where = f"Disk {_attribute(disk, 'diskId')[:60]!r}"
         if _attribute(disk, "fileRef") not in ids:
             yield Finding("error", where, "ovf:fileRef names no file", VSPHERE, "name the file's ovf:id")
-        if not _attribute(disk, "populatedSize").isdigit():
+        if not _NUMBER.fullmatch(_attribute(disk, "populatedSize")):
             yield Finding(
                 "error",
                 where,
@@ -485,8 +489,8 @@ def _lint_disks(archive: Archive, root: ElementTree.Element) -> Iterator[Finding
 
 
 def _bytes(capacity: str, units: str) -> int | None:
-    match = re.fullmatch(r"\s*byte(?:\s*\*\s*2\s*\^\s*(\d{1,2}))?\s*", units or "byte")
-    if not capacity.isdigit() or len(capacity) > 20 or match is None:
+    match = re.fullmatch(r"\s*byte(?:\s*\*\s*2\s*\^\s*([0-9]{1,2}))?\s*", units or "byte")
+    if match is None or not _NUMBER.fullmatch(capacity):
         return None
     return int(capacity) << int(match[1] or 0)
 
@@ -507,7 +511,7 @@ def _lint_system(root: ElementTree.Element) -> Iterator[Finding]:
         yield Finding("error", "VirtualSystem", "no VirtualHardwareSection", VSPHERE, "describe the hardware")
         return
     kind = hardware.findtext(f"{{{OVF}}}System/{{{VSSD}}}VirtualSystemType", "")
-    match = re.fullmatch(r"vmx-(\d{2})", kind.split(" ")[0])
+    match = re.fullmatch(r"vmx-([0-9]{2})", kind.split(" ")[0])
     if match is None:
         yield Finding(
             "error", "VirtualSystemType", f"{kind[:40]!r} is no hardware version", VSPHERE, "write vmx-13"

@@ -32,7 +32,10 @@ KVM = "QEMU, KVM"
 _DIRTY, _CORRUPT, _DATA_FILE, _ZSTD, _EXTENDED_L2 = 1, 2, 4, 8, 16
 _MOST_L1 = 32 << 20
 _MOST_CLUSTERS = 1 << 25
-_MOST_EXPANDED = 1 << 20
+_MOST_REFCOUNTS = 8 << 20
+_MOST_EXPANDED = 64 << 30
+_EXPLAINED = 64
+"""Times its own size that a file's compressed clusters may expand to: entries may name one time and again."""
 
 _HEADER = struct.Struct(">4sIQIIQIIQQIIQ")
 _MORE = struct.Struct(">QQQIIB7x")
@@ -245,8 +248,6 @@ class Qcow2Disk:
         needed = -(-self.size // span)
         if header.l1_size < needed:
             raise Damaged(at(36), f"{header.l1_size} L1 entries for a disk that needs {needed}", KVM)
-        if needed * 8 > _MOST_L1:
-            raise Damaged(at(36), "the L1 table is larger than QEMU takes (32 MiB)", KVM)
         self.l1 = _longs(self.reader, header.l1_offset, needed)
         self.table = functools.lru_cache(maxsize=16)(self._read_table)
 
@@ -329,6 +330,10 @@ def _refuse(header: Header) -> None:
         raise Damaged(at(104), f"compression type {header.compression} is not known", KVM)
     if not 0 < header.size <= 1 << 56:
         raise Damaged(at(24), f"a virtual size of {header.size} bytes is not possible", KVM)
+    if header.l1_size * 8 > _MOST_L1:
+        raise Damaged(at(36), "the L1 table is larger than QEMU takes (32 MiB)", KVM)
+    if header.refcount_clusters << header.cluster_bits > _MOST_REFCOUNTS:
+        raise Damaged(at(56), "the refcount table is larger than QEMU takes (8 MiB)", KVM)
     if header.refcount_order > 6:
         raise Damaged(at(96), f"refcount order {header.refcount_order} is more than 6", KVM)
 
@@ -384,7 +389,7 @@ class _Recount:
             text = f"{clusters} host clusters are more than this check counts"
             raise Damaged(at(0), text, "nobody by itself", "look at it with qemu-img check")
         self.counted = array("H", bytes(2 * clusters))
-        self.expanded = 0
+        self.left = min(_MOST_EXPANDED, (1 << 30) + _EXPLAINED * self.reader.allocated())
 
     def follow(self) -> Iterator[Finding]:
         """Walk header, refcount structures, L1, L2 and data; an L2 table once, however often named."""
@@ -439,10 +444,11 @@ class _Recount:
             )
             return
         yield from self._use(start & ~511, (start + length) - (start & ~511), where)
-        self.expanded += 1
-        if self.expanded == _MOST_EXPANDED:
-            yield Finding("info", where, "clusters from here on were not expanded: the disk is very large")
-        if self.expanded >= _MOST_EXPANDED:
+        if self.left <= 0:
+            return
+        self.left -= self.cluster
+        if self.left <= 0:
+            yield Finding("info", where, "clusters from here on were not expanded: there is too much in them")
             return
         raw = self.reader.read(start, min(length, self.reader.size - start))
         try:
@@ -494,6 +500,8 @@ class _Recount:
             low = index * per_block
             counts = self.counted[low : low + per_block]
             if bits == 16 and pack_words(counts, "big").ljust(self.cluster, b"\0") == raw:
+                continue
+            if not any(counts) and not any(raw):
                 continue
             for row, counted in enumerate(counts):
                 stored = _bits(raw, row, bits)

@@ -26,6 +26,10 @@ MIB = 1 << 20
 KIB = 1 << 10
 BLOCK = pieces.PIECE
 LARGEST = 64 << 40
+LARGEST_FILE = 65 << 40
+"""Bytes of the largest disk and of any tables around it."""
+_KNOWN = 16
+"""Bytes of the longest metadata item that we look at."""
 HEADERS = (64 * KIB, 128 * KIB)
 REGIONS = (192 * KIB, 256 * KIB)
 _LOG, _METADATA, _BAT = MIB, 2 * MIB, 3 * MIB
@@ -169,6 +173,8 @@ class VhdxDisk:
     def __post_init__(self) -> None:
         if self.reader.read(0, 8) != b"vhdxfile":
             raise Damaged(at(0), "no VHDX identifier here", HYPERV)
+        if self.reader.size > LARGEST_FILE:
+            raise Damaged(at(LARGEST_FILE), f"{self.reader.size} bytes are more than any VHDX has", HYPERV)
         self.header, self.header_at = _newest_header(self.reader)
         if any(self.header.log_guid):
             raise Damaged(
@@ -289,7 +295,7 @@ def _read_metadata(region: BoundedReader, start: int) -> dict[uuid.UUID, bytes]:
     items = {}
     for row in range(count):
         name, offset, length, _, _ = _ITEM.unpack_from(raw, 32 + 32 * row)
-        items[uuid.UUID(bytes_le=name)] = region.read(offset, min(length, MIB))
+        items[uuid.UUID(bytes_le=name)] = region.read(offset, min(length, _KNOWN))
     return items
 
 

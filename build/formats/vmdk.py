@@ -379,7 +379,7 @@ def _lint_header(disk: VmdkDisk) -> Iterator[Finding]:
             ESXI,
             "open and close it once where it was made",
         )
-    if head.capacity % head.grain:
+    if header.capacity % header.grain:
         yield Finding("info", at(12), "the capacity is not a multiple of the grain size", "", "")
     if head.directory == AT_END and header._replace(directory=AT_END) != head:
         yield Finding(
@@ -411,7 +411,7 @@ def _lint_descriptor(disk: VmdkDisk) -> Iterator[Finding]:
         )
     if values.get("parentCID", "ffffffff").lower() != "ffffffff":
         yield Finding("error", where, "the disk needs a parent disk", ESXI, "export it as one whole disk")
-    sizes = [int(size) for size in re.findall(r"^RW (\d{1,18}) SPARSE ", text, re.MULTILINE)]
+    sizes = [int(size) for size in re.findall(r"^RW ([0-9]{1,18}) SPARSE ", text, re.MULTILINE)]
     if sizes != [head.capacity]:
         yield Finding(
             "error",

@@ -8,6 +8,7 @@ from pathlib import Path
 from build import wire
 from build.engine.errors import BuildError
 from build.engine.pipeline import Build
+from build.printable import printable
 
 ORDER = ("error", "warning", "info")
 
@@ -15,7 +16,7 @@ ORDER = ("error", "warning", "info")
 def lines(seen: wire.Inspected) -> list[str]:
     """Describe a file and its findings, errors first; escape sequences in a hostile file stay harmless."""
     wrapped = f" inside {seen.outer}" if seen.outer else ""
-    head = [f"{plain(seen.file)}: {seen.format or 'unreadable'}{wrapped}"]
+    head = [f"{printable(seen.file)}: {seen.format or 'unreadable'}{wrapped}"]
     rows: list[tuple[str, object]] = [("file size", f"{seen.size} bytes ({seen.allocated} on disk)")]
     if seen.virtual_size is not None:
         rows.append(("virtual size", f"{seen.virtual_size} bytes ({seen.virtual_size / (1 << 20):g} MiB)"))
@@ -23,15 +24,15 @@ def lines(seen: wire.Inspected) -> list[str]:
     if seen.guest_sha256:
         rows.append(("guest sha256", seen.guest_sha256))
     width = max(len(name) for name, _ in rows)
-    head += [f"  {plain(name):<{width}}  {plain(value)}" for name, value in rows]
+    head += [f"  {printable(name):<{width}}  {printable(value)}" for name, value in rows]
     found = sorted(seen.findings, key=lambda finding: ORDER.index(finding["severity"]))
     return [*head, *(line for finding in found for line in _finding(finding)), summary(seen.findings)]
 
 
 def _finding(finding: Mapping[str, str]) -> list[str]:
-    who = f"  [{plain(finding['refused_by'])}]" if finding["refused_by"] else ""
-    shown = [f"{finding['severity']}: {plain(finding['where'])}: {plain(finding['text'])}{who}"]
-    return [*shown, f"  hint: {plain(finding['fix'])}"] if finding["fix"] else shown
+    who = f"  [{printable(finding['refused_by'])}]" if finding["refused_by"] else ""
+    shown = [f"{finding['severity']}: {printable(finding['where'])}: {printable(finding['text'])}{who}"]
+    return [*shown, f"  hint: {printable(finding['fix'])}"] if finding["fix"] else shown
 
 
 def summary(findings: Sequence[Mapping[str, str]]) -> str:
@@ -46,11 +47,6 @@ def summary(findings: Sequence[Mapping[str, str]]) -> str:
 def status(seen: wire.Inspected) -> int:
     """Exit status: 1 when a hypervisor would refuse the file."""
     return int(any(finding["severity"] == "error" for finding in seen.findings))
-
-
-def plain(value: object) -> str:
-    """Text without control characters."""
-    return "".join(char if char.isprintable() else "?" for char in str(value))
 
 
 def inspect(build: Build, file: str, json: bool) -> None:

@@ -18,6 +18,7 @@ from build import wire
 from build.engine import cloudstack
 from build.engine.errors import BuildError
 from build.engine.pipeline import Build
+from build.printable import printable
 from build.verbs import convert
 
 ALL_ZONES = "-1"
@@ -153,13 +154,8 @@ def check_url(flag: str, url: str) -> str:
     except ValueError:
         good = False
     if not good or not re.fullmatch(r"[!-~]+", url):
-        raise BuildError(f"{flag} {plain(url)!r} is no URL of HTTP", f"write {flag} https://HOST/...")
+        raise BuildError(f"{flag} {url!r} is no URL of HTTP", f"write {flag} https://HOST/...")
     return url.rstrip("/")
-
-
-def plain(text: object) -> str:
-    """A text without control characters: what a server says may hold some."""
-    return "".join(char if char.isprintable() else "?" for char in str(text))
 
 
 class Client:
@@ -183,7 +179,7 @@ class Client:
             "registerTemplate", {**template.params, "ostypeid": self._os_type(template.guest_os)}
         )
         rows = _rows(answer, "template")
-        return plain(rows[0].get("id", "")) if rows else ""
+        return printable(rows[0].get("id", "")) if rows else ""
 
     def _os_type(self, name: str) -> str:
         if name not in self._os_types:
@@ -228,7 +224,7 @@ class Client:
             ) from None
 
     def _hide(self, text: object) -> str:
-        shown = plain(text)
+        shown = printable(text)
         for secret in self._secrets:
             shown = shown.replace(secret, "***")
         return shown

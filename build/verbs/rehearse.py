@@ -357,7 +357,7 @@ class Shown:
             self._machine = step.machine
             console.line(f"{'STATE':5}  {'SECONDS':>7}  {step.machine}")
         for line in lines(step):
-            console.line(console.paint(step.state, line[:5]) + line[5:])
+            console.line(console.paint(step.state, line[:5]), line[5:])
 
 
 def lines(step: wire.Step) -> list[str]:

@@ -213,8 +213,8 @@ def test_boot_shows_the_serial_line_and_ends_with_ctrl_a_x(tmp_path: Path) -> No
 
 def test_boot_without_an_image_says_so(tmp_path: Path) -> None:
     told = subprocess.run(
-        boot_program(tmp_path / "none.raw"), capture_output=True, text=True, check=False, timeout=60
+        boot_program(tmp_path / "none\x1b[2J.raw"), capture_output=True, text=True, check=False, timeout=60
     )
     assert told.returncode == 1
-    assert "no image" in told.stderr
+    assert f"no image {tmp_path}/none" + r"\x1b[2J.raw" in told.stderr
     assert "hint: run `inv build` first" in told.stderr

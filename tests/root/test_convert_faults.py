@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import bz2
 import json
+import os
 import random
 import signal
 import subprocess
@@ -13,6 +15,9 @@ from typing import Any
 
 import pytest
 
+from build import wire
+from build.agent.verbs import inspect
+from build.formats.lib.errors import Unsupported
 from tests.disks import EPOCH, MIB, ask, make, spec, usual
 
 pytestmark = pytest.mark.root
@@ -94,9 +99,6 @@ def kill(number: int, tmp_path: Path) -> None:
 
 
 def _assert_whole(path: Path) -> None:
-    from build import wire
-    from build.agent.verbs import inspect
-
     seen = inspect.run(wire.Inspect(str(path), str(path.parent)), lambda kind, **fields: None)
     assert [finding for finding in seen.findings if finding["severity"] == "error"] == []
 
@@ -129,6 +131,19 @@ def test_no_space_left_for_the_outer_file(small: Path, tmp_path: Path) -> None:
     told = [row for row in finished(disk, small, [spec("raw", "bz2")]) if "failure" in row]
     assert "no space left" in told[0]["failure"]
     assert names(small) == set()
+
+
+def test_what_is_inside_a_compression_is_larger_than_what_is_free(small: Path, tmp_path: Path) -> None:
+    """Nothing is left of it, what others need was never taken, and the error names how much it would take."""
+    packed = tmp_path / "disk.raw.bz2"
+    packed.write_bytes(bz2.compress(random.Random(1).randbytes(30 * MIB), 1))
+    free = os.statvfs(small).f_bavail
+    with pytest.raises(Unsupported, match=r"takes 30\.0 MiB, and there is room for 22\.5 MiB"):
+        inspect.run(wire.Inspect(str(packed), str(small)), lambda kind, **fields: None)
+    assert os.statvfs(small).f_bavail == free
+    holes = tmp_path / "holes.raw.bz2"
+    holes.write_bytes(bz2.compress(bytes(100 * MIB) + b"x", 1))
+    assert inspect.run(wire.Inspect(str(holes), str(small)), lambda kind, **fields: None).format == "raw"
 
 
 def test_an_output_folder_that_cannot_be_written(tmp_path: Path) -> None:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import json
+import os
 import socket
 from collections.abc import Iterator
 from pathlib import Path
@@ -9,6 +11,7 @@ from pathlib import Path
 import pytest
 
 from tests import cli
+from tests.disks import MIB, one, usual
 from tests.images import TINY
 
 pytestmark = pytest.mark.root
@@ -126,3 +129,44 @@ def test_a_plan_speaks_of_the_settings_first(tmp_path: Path) -> None:
     done = cli.inv("plan", *TINY, "--set", f"location={tmp_path}", "--set", "siute=bookworm")
     assert (done.returncode, done.stdout) == (1, "")
     assert "unknown key 'siute'" in done.stderr
+
+
+HOSTILE, SPELLED = "\x1b[2J\u202e\x9b", r"\x1b[2J\u202e\x9b"
+
+
+@pytest.mark.parametrize(
+    ("name", "field", "value", "shown"),
+    [
+        ("vmdk", b"streamOptimized", b"\x1b[2J\x9b\x07stream\x7f\r\b", r"\x1b[2J\x9b\x07stream\x7f"),
+        ("ova", b">lsilogic<", ">\x9b\u202ewha<".encode(), r"\x9b\u202ewha"),
+    ],
+)
+def test_a_hostile_file_writes_nothing_but_text_to_a_terminal(
+    name: str, field: bytes, value: bytes, shown: str, tmp_path: Path
+) -> None:
+    """Its name, its fields and what is said about them, under --debug too."""
+    folder = tmp_path / HOSTILE
+    made = one(usual(tmp_path / "disk.img", 8 * MIB), folder, name)
+    raw = made.read_bytes()
+    assert field in raw
+    assert len(field) == len(value)
+    made.write_bytes(raw.replace(field, value))
+    for flags in ((), ("--debug",)):
+        done = cli.inv("inspect", str(made), *flags)
+        assert done.returncode == 1
+        assert (done.stdout + done.stderr).replace("\n", "").isprintable()
+        assert f"{SPELLED}/{made.name}: {name}" in done.stdout
+        assert shown in done.stdout
+        assert f"{SPELLED}/{made.name} would be refused" in done.stderr
+    missing = cli.refuse("inspect", str(folder / "none"))
+    assert f"there is no file {tmp_path}/{SPELLED}/none" in missing
+    told = json.loads(cli.inv("inspect", str(made), "--json").stdout)
+    assert told["file"] == str(made)
+
+
+def test_an_agent_s_failure_writes_nothing_but_text(tmp_path: Path) -> None:
+    """A name that is no text at all, and one that tells the terminal to clear itself."""
+    name = os.fsdecode(b"\xff\x1b[2J")
+    message = cli.refuse("inspect", str(tmp_path / name))
+    assert message.replace("\n", "").isprintable()
+    assert r"/\udcff\x1b[2J" in message

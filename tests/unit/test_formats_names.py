@@ -183,9 +183,9 @@ def test_what_inspect_shows() -> None:
     assert shown[0] == "x.vhd: vhd inside bz2"
     assert any(line.split() == ["virtual", "size", "2097152", "bytes", "(2", "MiB)"] for line in shown)
     assert shown[-4:] == [
-        "error: byte 0x1: wrong?[31m?value  [XenServer]",
+        r"error: byte 0x1: wrong\x1b[31m\nvalue  [XenServer]",
         "  hint: fix it",
-        "info: byte 0x1: wrong?[31m?value",
+        r"info: byte 0x1: wrong\x1b[31m\nvalue",
         "findings: 1 error, 1 info",
     ]
     assert inspect.status(SEEN) == 1

@@ -49,11 +49,11 @@ def unpack(kind: str, path: Path) -> bytes:
         return archive.read("disk.vhd")
 
 
-def again(path: Path, kind: str, limit: int = 1 << 30) -> bytes:
+def again(path: Path, kind: str, limit: int = 1 << 30, room: int = 1 << 30) -> bytes:
     """Read by our own unwrapper."""
     with opened(path) as reader, tempfile.TemporaryFile() as space:
         assert unwrap.recognize(reader) == kind
-        size = unwrap.expand(kind, reader, space, limit, lambda done: None)
+        size = unwrap.expand(kind, reader, space, limit, room, lambda done: None)
         space.seek(0)
         content = space.read()
         assert len(content) == size
@@ -130,6 +130,15 @@ def test_what_grows_without_end_is_stopped(kind: str, tmp_path: Path) -> None:
     packed = pack(kind, bytes(40 * MIB), tmp_path)
     with pytest.raises(Unsupported, match="expands to more than"):
         again(packed, kind, limit=8 * MIB)
+
+
+def test_many_small_streams_in_one_file(tmp_path: Path) -> None:
+    """Cut into portions anywhere, within their heads too."""
+    parts = [b"%d" % number for number in range(20_000)]
+    (tmp_path / "many.gz").write_bytes(b"".join(gzip.compress(part, 1) for part in parts) + bytes(100))
+    assert again(tmp_path / "many.gz", "gz") == b"".join(parts)
+    (tmp_path / "many.bz2").write_bytes(b"".join(bz2.compress(part, 1) for part in parts[:2000]))
+    assert again(tmp_path / "many.bz2", "bz2") == b"".join(parts[:2000])
 
 
 def test_foreign_archives(tmp_path: Path) -> None:

@@ -141,6 +141,12 @@ def test_wrong_list_of_macs_is_no_list(text: str) -> None:
     assert params.complaints
 
 
+def test_a_line_of_nothing_but_wrong_parameters_is_noted_in_part() -> None:
+    params = Params({"mgmtcidr": ",".join(f"net{number}" for number in range(1000))})
+    assert params.networks("mgmtcidr") == []
+    assert len(params.complaints) == boot_line.MOST
+
+
 def test_the_guests_package_is_loaded_as_it_lies_and_leads_to_nothing_else() -> None:
     before = list(sys.path)
     roles = params.guest("roles")

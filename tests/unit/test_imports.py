@@ -30,6 +30,7 @@ PROGRAMS = sorted(path for step in STEPS for path in step.parent.glob("*.py") if
 """What steps bring along."""
 WIRE = CHECKOUT / "build" / "wire.py"
 DEBIAN = CHECKOUT / "build" / "debian.py"
+PRINTABLE = CHECKOUT / "build" / "printable.py"
 VERBS = sorted((CHECKOUT / "build" / "verbs").rglob("*.py"))
 
 
@@ -79,12 +80,13 @@ def name(path: Path) -> str:
 @pytest.mark.parametrize("path", modules("build/agent"), ids=name)
 def test_the_agent_needs_the_standard_library_only(path: Path) -> None:
     assert not foreign(
-        path.read_text(encoding="utf-8"), {"build.agent", "build.formats", "build.wire", "build.debian"}
+        path.read_text(encoding="utf-8"),
+        {"build.agent", "build.formats", "build.wire", "build.debian", "build.printable"},
     )
 
 
 LEVELS = (
-    ("build/debian.py", "build/wire.py", "build/formats/lib"),
+    ("build/debian.py", "build/wire.py", "build/printable.py", "build/formats/lib"),
     ("build/formats",),
     (
         "build/agent/events.py",
@@ -165,7 +167,7 @@ def test_both_ends_of_a_verb_have_the_same_types(kind: str) -> None:
     assert (hints["request"], hints["return"]) == (request, wire.result_of(request))
 
 
-@pytest.mark.parametrize("path", [WIRE, DEBIAN], ids=name)
+@pytest.mark.parametrize("path", [WIRE, DEBIAN, PRINTABLE], ids=name)
 def test_both_ends_can_import_what_they_share(path: Path) -> None:
     assert not foreign(path.read_text(encoding="utf-8"), set())
 
@@ -207,7 +209,7 @@ def test_the_client_side_of_a_verb_runs_nothing(path: Path) -> None:
     source = path.read_text(encoding="utf-8")
     assert not {"subprocess", "socket"} & imported(source)
     steps = {f"build.{step.replace('-', '_')}" for step in build.STEPS}
-    ours = {"build.engine", "build.formats", "build.verbs", "build.wire", *steps}
+    ours = {"build.engine", "build.formats", "build.verbs", "build.wire", "build.printable", *steps}
     own = {"register.py": {"cs"}, "boot_line.py": {"systemvm"}}
     libraries = {"jinja2", "yaml", *own.get(path.name, ())}
     assert not foreign(source, {*ours, *libraries})

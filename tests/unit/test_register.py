@@ -62,7 +62,7 @@ def refused(made: Build, url: str = URL, zone: str = "-1", endpoint: str = "", u
         ({"endpoint": "http://"}, "is no URL of HTTP"),
         ({"endpoint": "http://h:x/"}, "is no URL of HTTP"),
         ({"endpoint": "http://h:0/"}, "is no URL of HTTP"),
-        ({"endpoint": "http://h/\n"}, "'http://h/?' is no URL of HTTP"),
+        ({"endpoint": "http://h/\n"}, "'http://h/\\n' is no URL of HTTP"),
         ({"endpoint": f"https://me:{SECRET}@h/"}, "a user, a query or a fragment is not allowed there"),
         ({"endpoint": f"https://h/?secret={SECRET}"}, "a user, a query or a fragment is not allowed there"),
         ({"url": "file:///srv"}, "--url 'file:///srv' is no URL of HTTP"),

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 
 from build import debian
@@ -44,9 +46,27 @@ def test_a_release_without_what_matters_is_refused(missing: str) -> None:
         release.parse(TEXT.replace(missing, "X-Other"))
 
 
-def test_a_date_that_is_none_is_refused() -> None:
-    with pytest.raises(ValueError, match="not a date"):
-        release.parse(TEXT.replace("Sat, 21 Nov 2026 00:53:02 UTC", "yesterday"))
+@pytest.mark.parametrize(
+    "date",
+    [
+        "yesterday",
+        "Sat, 21 Nov 1926 00:53:02 UTC",
+        "Sat, 21 Nov 99999 00:53:02 UTC",
+        f"Sat, 21 Nov {'9' * 30} 00:53:02 UTC",
+        f"Sat, {'9' * 30} Nov 2026 00:53:02 UTC",
+        f"Sat, 21 Nov 2026 {'9' * 30}:53:02 UTC",
+    ],
+)
+def test_a_date_that_is_none_is_refused(date: str) -> None:
+    with pytest.raises(ValueError, match=r"not a date|year"):
+        release.parse(TEXT.replace("Sat, 21 Nov 2026 00:53:02 UTC", date))
+
+
+def test_the_last_date_that_can_be_told() -> None:
+    told = release.parse(TEXT.replace("Sat, 21 Nov 2026 00:53:02 UTC", "Fri, 31 Dec 9999 23:59:59 UTC"))
+    told = replace(told, valid_until=None)
+    with pytest.raises(Failure, match="Fri, 31 Dec 9999 23:59:59 UTC, in the future"):
+        release.check(told, "bookworm-security", "x", 1_800_000_000)
 
 
 def test_the_smallest_readable_form_of_an_index_is_taken() -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gzip
 import io
 import struct
 import tarfile
@@ -156,6 +157,30 @@ def test_files_links_and_conffiles_are_written(tmp_path: Path, monkeypatch: pyte
 def test_something_that_is_no_package_is_refused() -> None:
     with pytest.raises(UnsupportedPackage):
         list(unpack.members(io.BytesIO(b"<html>")))
+
+
+@pytest.mark.parametrize("size", [b"-60       ", b"1_0       ", b"          ", b"\xb2         "])
+def test_a_size_that_is_none_is_refused(size: bytes) -> None:
+    """One below zero would lead back to its own header for ever."""
+    header = b"%-16s%-12d%-6d%-6d%-8s%s`\n" % (b"debian-binary", 0, 0, 0, b"100644", size)
+    with pytest.raises(UnsupportedPackage, match="not an ar archive"):
+        list(unpack.members(io.BytesIO(b"!<arch>\n" + header)))
+
+
+@pytest.mark.parametrize(
+    ("name", "content"),
+    [
+        ("control.tar.gz", b"no gzip"),
+        ("control.tar.gz", gzip.compress(bytes(1024))[:20]),
+        ("control.tar.xz", b"no xz"),
+        ("control.tar", b"no tar".ljust(512)),
+    ],
+)
+def test_a_package_that_is_broken_inside_is_left_to_dpkg(name: str, content: bytes, tmp_path: Path) -> None:
+    header = b"%-16s%-12d%-6d%-6d%-8s%-10d`\n" % (name.encode(), 0, 0, 0, b"100644", len(content))
+    (tmp_path / "a.deb").write_bytes(b"!<arch>\n" + header + content)
+    with pytest.raises(UnsupportedPackage, match=r"a\.deb is broken"):
+        unpack.control_of(tmp_path / "a.deb")
 
 
 def test_what_differs_from_the_set_is_told() -> None:

@@ -24,6 +24,8 @@ KEYRINGS = tuple(
     Path("/usr/share/keyrings") / name
     for name in ("debian-archive-keyring.gpg", "debian-archive-keyring.pgp")
 )
+END_OF_TIME = 253402300800
+"""Seconds from 1970 to the year 10000, which nothing here can write down."""
 CLOCK_SLACK = 60
 """Seconds that a mirror's clock may be ahead of ours."""
 
@@ -74,9 +76,13 @@ def parse(text: str) -> Release:
 def seconds(date: str) -> int:
     """Read an RFC 5322 date as the archive writes it, in UTC; raises ValueError."""
     parsed = email.utils.parsedate(date)
-    if parsed is None:
+    try:
+        moment = calendar.timegm(parsed) if parsed else -1
+    except OverflowError:
+        moment = -1
+    if not 0 <= moment < END_OF_TIME:
         raise ValueError(f"not a date: {date!r}")
-    return calendar.timegm(parsed)
+    return moment
 
 
 def keyring(asked: str) -> Path:

@@ -7,6 +7,7 @@ import contextlib
 import functools
 import http.client
 import io
+import re
 import socket
 import ssl
 import threading
@@ -143,7 +144,7 @@ def _no(answer: http.client.HTTPResponse, url: str) -> Exception:
 def _offset(headers: Mapping[str, str]) -> int:
     """First byte of a partial answer (RFC 9110, 14.4)."""
     first = headers.get("content-range", "").removeprefix("bytes ").partition("-")[0]
-    return int(first) if first.isdigit() else 0
+    return int(first) if re.fullmatch("[0-9]{1,18}", first) else 0
 
 
 @contextlib.contextmanager

@@ -20,6 +20,8 @@ from build.formats.lib.reader import BoundedReader
 
 LIMIT = 64 << 30
 """Bytes that an outer compression may expand to, unless somebody says otherwise."""
+_SPARED = 16
+"""The part of what is free, one in so many, that is left to others."""
 
 
 @dataclass(frozen=True)
@@ -87,7 +89,7 @@ def opened(image: str, kind: str, work: Path, emit: Emit) -> Iterator[Media]:
 
 
 def expand(around: str, reader: BoundedReader, space: BinaryIO, emit: Emit, limit: int = LIMIT) -> None:
-    """Expand an outer compression, to at most `limit` bytes, and tell how far it is."""
+    """Expand an outer compression, to `limit` bytes and what is free there, and tell how far it is."""
     done = 0
 
     def report(length: int) -> None:
@@ -95,7 +97,14 @@ def expand(around: str, reader: BoundedReader, space: BinaryIO, emit: Emit, limi
         done += length
         emit("progress", label=f"expand {around}", done=done, total=reader.size)
 
-    unwrap.expand(around, reader, space, limit, report)
+    unwrap.expand(around, reader, space, limit, _room(space), report)
+
+
+def _room(space: BinaryIO) -> int:
+    """Bytes that may be written to a file: not the last ones of its file system, which others need, too."""
+    there = os.fstatvfs(space.fileno())
+    free = there.f_bavail * there.f_frsize
+    return free - free // _SPARED
 
 
 def _window(descriptor: int, kind: str) -> tuple[int, int] | None:

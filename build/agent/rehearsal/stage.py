@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import base64
 import binascii
+import re
 import shlex
 import time
 from collections.abc import Awaitable, Callable, Mapping, Sequence
@@ -125,7 +126,7 @@ async def answers(guest: qemu.Guest, commands: Mapping[str, str]) -> dict[str, s
     told: dict[int, str] = {}
     for line in (await inside(guest, "\n".join(lines))).splitlines():
         number, _, encoded = line.partition(" ")
-        if number.isdigit():
+        if re.fullmatch("[0-9]{1,9}", number):
             try:
                 told[int(number)] = base64.b64decode(encoded).decode(errors="replace").strip()
             except binascii.Error:

@@ -17,6 +17,9 @@ from build.formats.lib.findings import Damaged, Finding, collect
 from build.formats.lib.format import Kind
 from build.formats.lib.reader import BoundedReader, Budget
 
+SPACE = os.environ.get("TMPDIR", "/var/tmp")
+"""Where a file is expanded: /tmp may be memory."""
+
 
 def run(request: wire.Inspect, emit: Emit) -> wire.Inspected:
     """Describe and check one file; raises Failure when it cannot be opened."""
@@ -35,16 +38,17 @@ def run(request: wire.Inspect, emit: Emit) -> wire.Inspected:
 
 def _inspect(fd: int, path: Path, request: wire.Inspect, emit: Emit) -> wire.Inspected:
     reader, limit = BoundedReader.whole(fd), request.limit or media.LIMIT
-    seen = wire.Inspected(str(path), reader.size, reader.allocated(), unwrap.recognize(reader))
-    if not seen.outer:
-        return _look(seen, reader, path.name, limit, request.content)
-    with tempfile.TemporaryFile(dir=request.work) as space:
-        try:
+    seen = wire.Inspected(str(path), reader.size, reader.allocated(), "")
+    try:
+        seen = replace(seen, outer=unwrap.recognize(reader))
+        if not seen.outer:
+            return _look(seen, reader, path.name, limit, request.content)
+        with tempfile.TemporaryFile(dir=request.work or SPACE) as space:
             media.expand(seen.outer, reader, space, emit, limit)
-        except Damaged as damage:
-            return replace(seen, findings=(damage.finding.as_json(),))
-        inner = path.name.removesuffix(f".{seen.outer}")
-        return _look(seen, BoundedReader.whole(space.fileno()), inner, limit, request.content)
+            inner = path.name.removesuffix(f".{seen.outer}")
+            return _look(seen, BoundedReader.whole(space.fileno()), inner, limit, request.content)
+    except Damaged as damage:
+        return replace(seen, findings=(damage.finding.as_json(),))
 
 
 def _look(

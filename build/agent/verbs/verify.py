@@ -479,7 +479,7 @@ def _memory(answer: Answer) -> Check:
 
 def _boot_time(answer: Answer) -> Check:
     """Report seconds from the kernel's start to the end of the boot (systemd, org.freedesktop.systemd1)."""
-    micros = int(answer.text) if answer.text.isdigit() else 0
+    micros = int(answer.text) if re.fullmatch("[0-9]{1,18}", answer.text) else 0
     return _check(
         "boot time", f"{micros / 1e6:.1f} s" if micros else "unknown", micros > 0, "a finished boot"
     )

@@ -27,13 +27,14 @@ from invoke.exceptions import ThreadException
 
 from build import wire
 from build.engine import compressors, prompt
+from build.engine.console import Console
 from build.engine.errors import BuildError
 from build.engine.hosts.session import OnEvent, Session
 
 Result = TypeVar("Result")
 
 CHECKOUT = Path(__file__).resolve().parents[3]
-SHIPPED = ("build/agent", "build/formats", "build/wire.py", "build/debian.py")
+SHIPPED = ("build/agent", "build/formats", "build/wire.py", "build/debian.py", "build/printable.py")
 COMPRESSING = ("convert", "inspect")
 """Verbs that need the pinned compressors."""
 STOCK = CHECKOUT / ".venv" / "wheels"
@@ -361,10 +362,9 @@ class Host:
             return Sudo(("sudo", "-k", "-n", "--"))
         asked = prompt.hidden(f"sudo password of {ground['user']} on {self.name} (empty: build without root)")
         if asked is None:
-            print(
-                f"{self.name} | sudo wants a password and there is no terminal to ask on: going on as "
-                f"{ground['user']} (--rootless says so)",
-                file=sys.stderr,
+            Console(self.name, sys.stderr).line(
+                "sudo wants a password and there is no terminal to ask on: going on as "
+                f"{ground['user']} (--rootless says so)"
             )
         if not asked:
             return Sudo()

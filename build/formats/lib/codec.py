@@ -121,14 +121,17 @@ def keeps_window(data: bytes, window: int, size: int) -> bool:
     zlib looks at its window only for bytes that left its output buffer: small portions make it look.
     """
     stream = zlib.decompressobj(-window)
-    left = size
+    left, start, portion = size, 0, b""
     try:
         while not stream.eof and left >= 0:
-            out = stream.decompress(data, 512)
-            data = stream.unconsumed_tail
-            left -= len(out)
-            if not out and not stream.eof:
+            if not portion:  # what zlib does not take at once it copies: never the whole of the data
+                portion = data[start : start + 512]
+                start += len(portion)
+            out = stream.decompress(portion, 512)
+            if not out and not portion and not stream.eof:
                 return False
+            portion = stream.unconsumed_tail
+            left -= len(out)
     except zlib.error:
         return False
     return left >= 0

@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 Severity = Literal["error", "warning", "info"]
 SAME_KIND = 20
 """Findings with the same text that are told one by one; the rest is counted."""
+MOST_KINDS = 100
+"""Texts that count as kinds of their own; those beyond count as one kind."""
+LONGEST = 500
+"""Characters of what a file says that a report repeats."""
 
 
 @dataclass(frozen=True)
@@ -25,7 +29,7 @@ class Finding:
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for the protocol and for reports."""
-        return asdict(self)
+        return {name: value[:LONGEST] for name, value in asdict(self).items()}
 
 
 class Damaged(Exception):
@@ -44,26 +48,25 @@ def at(offset: int) -> str:
 def collect(found: Iterator[Finding]) -> list[Finding]:
     """Gather findings up to the first damage, which becomes the last of them.
 
-    A broken table could bring millions of the same kind: those beyond SAME_KIND become one line.
+    A broken table could bring millions of them: those beyond SAME_KIND of a kind become one line.
     """
     kept: list[Finding] = []
-    seen: dict[str, int] = {}
+    kinds: dict[str, tuple[Finding, int]] = {}
     try:
         for finding in found:
-            seen[finding.text] = seen.get(finding.text, 0) + 1
-            if seen[finding.text] <= SAME_KIND:
+            known = finding.text in kinds or len(kinds) < MOST_KINDS
+            kind = finding.text if known else f"other {finding.severity}s"
+            first, count = kinds.get(kind, (finding, 0))
+            kinds[kind] = first, count + 1
+            if count < SAME_KIND:
                 kept.append(finding)
     except Damaged as damage:
         kept.append(damage.finding)
-    return [*kept, *_rest(seen, kept)]
-
-
-def _rest(seen: dict[str, int], kept: Iterable[Finding]) -> list[Finding]:
-    first = {finding.text: finding for finding in reversed(list(kept))}
     return [
-        Finding(
-            first[text].severity, "elsewhere", f"{text} ({count - SAME_KIND} more)", first[text].refused_by
-        )
-        for text, count in seen.items()
-        if count > SAME_KIND
+        *kept,
+        *(
+            Finding(first.severity, "elsewhere", f"{kind} ({count - SAME_KIND} more)", first.refused_by)
+            for kind, (first, count) in kinds.items()
+            if count > SAME_KIND
+        ),
     ]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -140,10 +141,18 @@ def level(options: Options, usual: int) -> int:
     return wanted
 
 
+def octal(field: bytes) -> int:
+    """A number of a tar header, octal digits among blanks and zero bytes; ValueError for anything else."""
+    digits = field.strip(b"\0 ")
+    if not re.fullmatch(rb"[0-7]*", digits):  # Python's int() would take signs, underscores and 0o
+        raise ValueError(f"{field!r} is not octal")
+    return int(digits or b"0", 8)
+
+
 def is_tar(head: bytes) -> bool:
     """Whether a file begins with a tar header; an old one has no magic, its checksum tells."""
     try:
-        stored = int(head[148:156].strip(b"\0 ") or b"x", 8)
+        stored = octal(head[148:156])
     except ValueError:
         stored = -1
     old = len(head) >= 512 and stored == sum(head[:148]) + 8 * 32 + sum(head[156:512])

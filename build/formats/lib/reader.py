@@ -9,6 +9,8 @@ from build.formats.lib.findings import Damaged, at
 
 LARGEST = 64 << 20
 """Bytes that one read may ask for: every table that a format allows us fits, every bigger one is a lie."""
+SMALLEST = 512
+"""What a read of fewer bytes costs of the budget: it is the number of reads that takes the time."""
 
 
 @dataclass
@@ -47,7 +49,7 @@ class BoundedReader:
                 at(offset), f"{length} bytes here reach past the end of the file ({self.size} bytes)"
             )
         if self.budget is not None:
-            self.budget.left -= length
+            self.budget.left -= max(length, SMALLEST)
             if self.budget.left < 0:
                 raise Damaged(
                     at(offset), "the tables of this file lead to more reading than its size explains"

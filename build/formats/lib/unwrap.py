@@ -15,6 +15,10 @@ from build.formats.lib.findings import Damaged, at
 from build.formats.lib.reader import BoundedReader
 
 _STEP = 1 << 20
+_FEED = 16 << 10
+"""Bytes that a decompressor gets at a time. It copies what follows the end of a stream, and a file may be
+nothing but ends of streams."""
+_UNPACK = "unpack it yourself where there is room, and inspect what is inside"
 _CLOUDSTACK = "CloudStack and every unpacker"
 _CUT = "copy the file again: it is cut off or damaged"
 
@@ -32,29 +36,36 @@ def recognize(reader: BoundedReader) -> str:
 
 
 def expand(
-    kind: str, reader: BoundedReader, target: BinaryIO, limit: int, report: Callable[[int], None]
+    kind: str, reader: BoundedReader, target: BinaryIO, limit: int, room: int, report: Callable[[int], None]
 ) -> int:
     """Expand into `target`, zeros as holes, and answer the size.
 
-    Raises Damaged for a broken or cut-off file, and Unsupported when more than `limit` bytes come out.
+    Raises Damaged for a broken or cut-off file, and Unsupported when more than `limit` bytes come out, or
+    more than `room` that are not zero: what comes after those is counted, for the error, and not written.
     """
     maker = {"bz2": _bz2, "gz": _gz, "zip": _zip, "zst": _zst}[kind]
-    size = 0
+    size = stored = 0
     for data in maker(reader, report):
+        if size + len(data) > limit:
+            raise Unsupported(f"the {kind} expands to more than {_mib(limit)}", _UNPACK)
         for start in range(0, len(data), pieces.UNIT):
             part = data[start : start + pieces.UNIT]
             if not pieces.is_zero(part):
-                target.seek(size + start)
-                target.write(part)
+                stored += len(part)
+                if stored <= room:
+                    target.seek(size + start)
+                    target.write(part)
         size += len(data)
-        if size > limit:
-            raise Unsupported(
-                f"the {kind} expands to more than {limit >> 30} GiB",
-                "unpack it yourself and inspect what is inside",
-            )
+    if stored > room:
+        text = f"what is in the {kind} takes {_mib(stored)}, and there is room for {_mib(room)}"
+        raise Unsupported(text, _UNPACK)
     target.truncate(size)
     target.flush()
     return size
+
+
+def _mib(count: int) -> str:
+    return f"{count / (1 << 20):.1f} MiB"
 
 
 def _portions(reader: BoundedReader, offset: int, end: int, report: Callable[[int], None]) -> Iterator[bytes]:
@@ -62,7 +73,7 @@ def _portions(reader: BoundedReader, offset: int, end: int, report: Callable[[in
         data = reader.read(offset, min(_STEP, end - offset))
         offset += len(data)
         report(len(data))
-        yield data
+        yield from (data[start : start + _FEED] for start in range(0, len(data), _FEED))
 
 
 def _bz2(reader: BoundedReader, report: Callable[[int], None]) -> Iterator[bytes]:
@@ -92,7 +103,7 @@ def _inflate(
         for data in _portions(reader, offset, end, report):
             while data:
                 if stream.eof:
-                    if not many or not data.startswith(b"\x1f\x8b"):
+                    if not many or not data.startswith(b"\x1f"):  # a member, cut anywhere, and no padding
                         return
                     stream = zlib.decompressobj(bits)
                 yield stream.decompress(data, _STEP)
@@ -137,7 +148,7 @@ def _largest_member(reader: BoundedReader) -> tuple[int, int, int, int]:
     if end < 0 or len(tail) - end < 22:
         raise Damaged(at(reader.size), "the zip has no central directory", _CLOUDSTACK, _CUT)
     size, offset = struct.unpack_from("<II", tail, end + 12)
-    if 0xFFFFFFFF in (size, offset) and tail[max(end - 20, 0) :].startswith(b"PK\x06\x07"):
+    if 0xFFFFFFFF in (size, offset) and end >= 20 and tail.startswith(b"PK\x06\x07", end - 20):
         (record,) = struct.unpack_from("<Q", tail, end - 12)
         size, offset = struct.unpack_from("<QQ", reader.read(record, 56), 40)
     if size > _STEP:

@@ -16,6 +16,8 @@ from typing import TypeVar
 
 LIMIT = 256 * 1024
 """Bytes of a boot line that are read; the longest real ones carry certificates and have some 20 KiB."""
+MOST = 100
+"""Complaints that are noted."""
 
 HOST_NAME = re.compile(r"[A-Za-z0-9]([A-Za-z0-9-]{0,61}[A-Za-z0-9])?")
 DOMAIN = re.compile(
@@ -71,9 +73,9 @@ class Params:
     complaints: list[str] = field(default_factory=list)
 
     def complain(self, key: str, why: str) -> None:
-        """Note, once, that a parameter is not used."""
+        """Note, once, that a parameter is not used; a line of nothing but wrong ones gets MOST of them."""
         line = f"{key}={shown(key, self.raw.get(key, ''))}: {why}"
-        if line not in self.complaints:
+        if len(self.complaints) < MOST and line not in self.complaints:
             self.complaints.append(line)
 
     def text(self, key: str) -> str:
