@@ -16,7 +16,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from build import wire
-from build.agent import process
+from build.agent import memory, process
 from build.agent.events import Emit, Failure
 
 ROOT_OPTIONS = "redirect_dir=off,metacopy=off,index=off"
@@ -106,9 +106,13 @@ class Tree:
 
 @dataclass
 class Outcome:
-    """How a script ended: its status, and what it said on descriptor 3."""
+    """How a script ended: its status, and what it said on descriptor 3.
+
+    `starved`: meanwhile the kernel killed for lack of memory.
+    """
 
     status: int
+    starved: bool = False
     failed: str = ""
     hint: str = ""
     command: str = ""
@@ -191,6 +195,7 @@ def run(
             _enter(place, tree, inner, {**variables, "MODE": place.mode}, before, after), encoding="utf-8"
         )
         with log.open("wb") as sink:
+            killed = memory.kills()
             read, write = os.pipe()
             child = process.start(
                 [*namespaces(place.mode), "bash", str(outer), str(write)],
@@ -200,8 +205,8 @@ def run(
             )
             os.close(write)
             said = _follow(read, emit, label)
-            status = process.finish(child)
-    said.status = status
+            said.status = process.finish(child)
+            said.starved = memory.kills() > killed
     return said
 
 

@@ -15,7 +15,7 @@ from typing import Any
 from invoke.exceptions import ThreadException
 
 from build import wire
-from build.agent import signals
+from build.agent import ending
 from build.engine.errors import BuildError
 
 BEAT = 2.0
@@ -117,13 +117,13 @@ class Session:
     def _lost(self) -> BuildError:
         # Of a remote process that a signal has ended Paramiko tells no more than -1.
         status = 0 if self.name else self._promise.runner.returncode()
-        return loss(self.name, self._stderr, signals.ended_by(status))
+        return loss(self.name, self._stderr, ending.signal_of(status))
 
 
 def loss(name: str, said: Sequence[str], sign: str) -> BuildError:
     """What is to be said of an agent that has ended.
 
-    `name` of its host (empty: this machine), what it wrote to stderr, `sign`: the signal that ended it, if any.
+    `name` of its host (empty: this machine), what it wrote to stderr, and the signal that ended it, if any.
     """
     last = next((line for line in reversed(said) if line.strip()), "")
     if unreadable := re.search(r"can't open file '(.*)': \[Errno 13\]", last):
