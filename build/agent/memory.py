@@ -1,7 +1,8 @@
 """How much memory this process and its children may still take, as machine and control groups allow it.
 
-Sources: proc(5) (meminfo), cgroups(7), proc_pid_mountinfo(5); Linux, Documentation/admin-guide/cgroup-v2.rst
-(memory.max, memory.high, memory.current, memory.stat) and cgroup-v1/memory.rst.
+Sources: proc(5) (meminfo, vmstat), cgroups(7), proc_pid_mountinfo(5); Linux, Documentation/admin-guide/
+cgroup-v2.rst (memory.max, memory.high, memory.current, memory.stat, memory.events) and
+cgroup-v1/memory.rst (memory.oom_control).
 """
 
 from __future__ import annotations
@@ -14,6 +15,12 @@ from pathlib import Path, PurePosixPath
 from build.agent.files import read
 
 PROC = Path("/proc")
+NEEDED = 512 << 20
+"""Bytes of memory without which a build is killed while it solves the package set, its most hungry moment.
+
+Measured in control groups, where this agent and its client take 50 MiB: with 512 MiB in all it is killed,
+with 528 the set is solved; nothing after it needs as much.
+"""
 
 
 @dataclass(frozen=True)
@@ -27,6 +34,8 @@ class Kind:
     usage: str
     cache: tuple[str, ...]
     """Rows of memory.stat that the kernel gives back when memory is wanted."""
+    events: str
+    """File whose row `oom_kill` counts the processes that were killed for lack of memory."""
 
 
 V1 = Kind(
@@ -35,6 +44,7 @@ V1 = Kind(
     limits=("memory.limit_in_bytes",),
     usage="memory.usage_in_bytes",
     cache=("total_active_file", "total_inactive_file"),
+    events="memory.oom_control",
 )
 V2 = Kind(
     filesystem="cgroup2",
@@ -42,6 +52,7 @@ V2 = Kind(
     limits=("memory.max", "memory.high"),
     usage="memory.current",
     cache=("active_file", "inactive_file", "slab_reclaimable"),
+    events="memory.events",
 )
 
 
@@ -53,6 +64,15 @@ def available(proc: Path = PROC) -> int:
     """
     machine = _rows(read(proc / "meminfo").replace(" kB", "").replace(":", "")).get("MemAvailable", 0) * 1024
     return min([machine, *(room for kind, group in groups(proc) if (room := left(group, kind)) is not None)])
+
+
+def kills(proc: Path = PROC) -> int:
+    """How many processes the kernel has killed for lack of memory so far, of this one's control group.
+
+    The innermost group that counts them does; without one, the machine.
+    """
+    files = (*(group / kind.events for kind, group in groups(proc)), proc / "vmstat")
+    return next((rows["oom_kill"] for file in files if "oom_kill" in (rows := _rows(read(file)))), 0)
 
 
 def groups(proc: Path = PROC) -> Iterator[tuple[Kind, Path]]:

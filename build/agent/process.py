@@ -11,6 +11,7 @@ import threading
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
 
+from build.agent import ending, memory
 from build.agent.events import Failure
 
 PATH = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
@@ -89,8 +90,9 @@ def run(
     seconds (None: whenever it likes). It writes into memory: a pipe would have to be read for as long as
     anything that it left holds the other end, as a helper of util-linux 2.41's unshare does.
     Raises Failure with the command's last line of stderr when `check` is set and it does not end with 0,
-    and always when its time is up.
+    and always when it was killed, or its time is up.
     """
+    killed = memory.kills()
     with _memory() as into, _memory() as out, _memory() as err:
         into.write(text.encode())
         into.seek(0)
@@ -102,6 +104,10 @@ def run(
         said, complained = _text(out), _text(err)
     if late:
         raise Failure(f"{argv[0]}: no end within {deadline:.0f} s", f"try it by hand: {shlex.join(argv)}")
+    starved = memory.kills() > killed
+    status = child.returncode if starved else min(child.returncode, 0)  # of a shell there is none in between
+    if end := ending.told(argv[0], status, starved):
+        raise Failure(end, ending.MORE_MEMORY if starved else "run it again")
     if check and child.returncode:
         last = (complained or said).strip().splitlines()[-1:] or [f"exit status {child.returncode}"]
         raise Failure(f"{argv[0]}: {last[0]}")

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 from build import wire
-from build.agent import files, process
+from build.agent import files, memory, process
 from build.agent.events import Emit, Failure
 
 ROOT_OPTIONS = "redirect_dir=off,metacopy=off,index=off"
@@ -105,9 +105,13 @@ class Tree:
 
 @dataclass
 class Outcome:
-    """How a script ended: its status, and what it said on descriptor 3."""
+    """How a script ended: its status, and what it said on descriptor 3.
+
+    `starved`: meanwhile the kernel killed for lack of memory.
+    """
 
     status: int
+    starved: bool = False
     failed: str = ""
     hint: str = ""
     command: str = ""
@@ -190,6 +194,7 @@ def run(
             _enter(place, tree, inner, {**variables, "MODE": place.mode}, before, after), encoding="utf-8"
         )
         with log.open("wb") as sink:
+            killed = memory.kills()
             read, write = os.pipe()
             child = process.start(
                 [*namespaces(place.mode), "bash", str(outer), str(write)],
@@ -199,8 +204,8 @@ def run(
             )
             os.close(write)
             said = _follow(read, emit, label)
-            status = process.finish(child)
-    said.status = status
+            said.status = process.finish(child)
+            said.starved = memory.kills() > killed
     return said
 
 

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from tests import cli, standin
-from tests.buildhost import HOST, Buildhost, wait_for
+from tests.buildhost import HOST, KEPT, Buildhost, wait_for
 from tests.images import STEPS, TINY, Built, link, sha256
 from tests.remote.clients import FLAGS, begun, is_free, provide, run, start
 
@@ -233,13 +233,16 @@ def test_a_full_disk_there_is_told_before_anything_is_done(there: Buildhost) -> 
         assert f"inv -H root@127.0.0.1 --image {TINY[1]} clean" in said
     finally:
         there.inside("umount", "/var/lib/images/full")
-    there.inside("mount", "-t", "tmpfs", "-o", "size=64k,mode=1777", "full", "/var/tmp")
+    kept = f"/var/lib/{KEPT}"
+    there.inside("mkdir", "-p", kept)
+    there.inside("mount", "-t", "tmpfs", "-o", "size=64k", "full", kept)
     try:
         said = cli.refuse("-H", f"root@{HOST}", "config", *TINY, prefix=there.prefix, env=there.env)
-        assert "cannot put the agent into /var/tmp" in said
-        assert there.inside("find", "/var/tmp", "-mindepth", "1") == ""
+        assert f"cannot keep the agent there: {kept}: No space left on device" in said
+        assert "make room there" in said
+        assert there.inside("find", kept, "-mindepth", "1") == ""
     finally:
-        there.inside("umount", "/var/tmp")
+        there.inside("umount", kept)
 
 
 def test_an_image_with_a_password_comes_home_for_its_owner_alone(

@@ -47,7 +47,7 @@ def here(there: Buildhost, tmp_path_factory: pytest.TempPathFactory) -> Path:
 @pytest.fixture
 def bare(there: Buildhost) -> Buildhost:
     """The host without what earlier tests had it make and keep."""
-    for path in (*there.folder.glob("vartmp/systemvm-*"), *there.folder.glob("images/small/*tiny.*")):
+    for path in (*there.kept("alice").glob("*"), *there.folder.glob("images/small/*tiny.*")):
         shutil.rmtree(path) if path.is_dir() else path.unlink()
     return there
 
@@ -73,13 +73,12 @@ def inspect(there: Buildhost, **where: Any) -> str:
 
 
 def test_conversion_there_gives_the_same_bytes(bare: Buildhost, here: Path, tmp_path: Path) -> None:
-    """The host has no compressor of ours but the one that comes along; a host that tidies leaves it alone."""
+    """The host has no compressor of ours but the one that comes along, and that stays for the next verb."""
     convert(bare, here, tmp_path)
-    sent = [path for path in bare.folder.glob("vartmp/systemvm-*/**/*") if path.is_file()]
-    for path in sent:
-        os.utime(path, (0, 0))
+    sent = {path: path.stat().st_ino for path in bare.kept("alice").iterdir()}
+    assert sorted(path.name.partition("-")[0] for path in sent) == ["agent", "compressors"]
     assert "vmdk" in inspect(bare)
-    assert not [path for path in sent if not path.stat().st_mtime]
+    assert {path: path.stat().st_ino for path in bare.kept("alice").iterdir()} == sent
 
 
 def test_a_client_whose_own_do_not_load_there_fetches_those_that_do(
@@ -97,13 +96,12 @@ def test_a_client_whose_own_do_not_load_there_fetches_those_that_do(
         assert f"alice@{HOST}: no compressors for its Python 3." in said
         assert "No matching distribution found for" in said
         assert "PIP_INDEX_URL" in said.splitlines()[-1]
-    assert list(bare.folder.glob("vartmp/systemvm-agent-*"))
-    assert not list(bare.folder.glob("vartmp/systemvm-compressors-*"))
+    assert [path.name.partition("-")[0] for path in bare.kept("alice").iterdir()] == ["agent"]
     assert not list((mac / ".venv/wheels").iterdir())
     bare.wait_until_empty()
 
     convert(bare, here, tmp_path / "fetched", checkout=mac, env={**offline, "PIP_FIND_LINKS": str(wheels)})
-    (came,) = bare.folder.glob("vartmp/systemvm-compressors-*")
+    (came,) = bare.kept("alice").glob("compressors-*")
     born = came.stat().st_ino
     for path in bare.folder.glob("images/small/*tiny.*"):
         path.unlink()
@@ -112,7 +110,7 @@ def test_a_client_whose_own_do_not_load_there_fetches_those_that_do(
     cli.succeed(*attach, prefix=bare.prefix, **client)
     assert [sha256(tmp_path / "kept" / name) for name in MADE] == [sha256(here / name) for name in MADE]
     assert "vmdk" in inspect(bare, **client)
-    assert [path.stat().st_ino for path in bare.folder.glob("vartmp/systemvm-compressors-*")] == [born]
+    assert [path.stat().st_ino for path in bare.kept("alice").glob("compressors-*")] == [born]
 
 
 def test_what_cloudstack_wants_comes_home_with_its_files(bare: Buildhost, here: Path, tmp_path: Path) -> None:
@@ -141,4 +139,4 @@ def test_files_of_another_content_are_never_sent(
     line = ("-H", f"alice@{HOST}", *VERBS, *flags(ABROAD))
     said = cli.refuse(*line, prefix=bare.prefix, env=env, checkout=mac)
     assert "DO NOT MATCH THE HASHES" in said
-    assert not list(bare.folder.glob("vartmp/systemvm-compressors-*"))
+    assert not list(bare.kept("alice").glob("compressors-*"))

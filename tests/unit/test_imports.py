@@ -31,6 +31,8 @@ PROGRAMS = sorted(path for step in STEPS for path in step.parent.glob("*.py") if
 WIRE = CHECKOUT / "build" / "wire.py"
 DEBIAN = CHECKOUT / "build" / "debian.py"
 PRINTABLE = CHECKOUT / "build" / "printable.py"
+PROBE = CHECKOUT / "build" / "engine" / "hosts" / "probe.py"
+"""Goes to a build host as text; the client imports it for the name of a pack alone."""
 VERBS = sorted((CHECKOUT / "build" / "verbs").rglob("*.py"))
 
 
@@ -236,11 +238,19 @@ def test_the_renderer_needs_jinja2_and_nothing_of_ours() -> None:
 def test_only_the_host_runs_commands(path: Path) -> None:
     source = path.read_text(encoding="utf-8")
     starts = {"subprocess", "os.system", "os.popen"} & imported(source)
-    assert not starts or path.name == "venv.py", "commands are run by build.engine.hosts.host"
+    apart = path.name in ("venv.py", PROBE.name)
+    assert not starts or apart, "commands are run by build.engine.hosts.host"
     if path.name != "ssh.py":
         assert not foreign(
             source, {"build", "invoke", "pydantic", "yaml", "jinja2", "colorama", "tqdm", "passlib"}
         )
+
+
+def test_the_probe_is_one_file_that_older_pythons_understand_too() -> None:
+    """It tells them from one that can run the agent."""
+    source = PROBE.read_text(encoding="utf-8")
+    ast.parse(source, feature_version=(3, 6))
+    assert imported(source) <= sys.stdlib_module_names - {"__future__"}
 
 
 @pytest.mark.parametrize("library", ["colorama", "tqdm"])

@@ -169,7 +169,7 @@ def asked(folder: Path) -> wire.Preflight:
     return wire.Preflight(str(folder), str(folder / "x.img"))
 
 
-@pytest.mark.parametrize("size", [0, 200 * MIB, preflight.MEMORY - 1])
+@pytest.mark.parametrize("size", [0, 200 * MIB, memory.NEEDED - 1])
 def test_a_build_that_memory_cannot_suffice_for_is_refused_before_it_starts(
     tmp_path: Path, size: int, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -184,7 +184,7 @@ def test_a_build_that_memory_cannot_suffice_for_is_refused_before_it_starts(
 
 def test_a_build_with_just_enough_memory_may_start(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(packages, "missing", lambda *_: ())
-    monkeypatch.setattr(memory, "available", lambda: preflight.MEMORY)
+    monkeypatch.setattr(memory, "available", lambda: memory.NEEDED)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: SimpleNamespace(free=1 << 40))
     assert preflight.run(asked(tmp_path), emit) == wire.Space(1 << 40)
 
@@ -192,8 +192,8 @@ def test_a_build_with_just_enough_memory_may_start(tmp_path: Path, monkeypatch: 
 @pytest.mark.parametrize(
     ("size", "ok", "needed"),
     [
-        (preflight.MEMORY - 1, False, True),
-        (preflight.MEMORY, False, False),
+        (memory.NEEDED - 1, False, True),
+        (memory.NEEDED, False, False),
         (doctor.PLENTY - 1, False, False),
         (doctor.PLENTY, True, False),
     ],
@@ -227,3 +227,30 @@ def test_why_guests_are_emulated_is_told_with_what_helps(
     assert (check.ok, check.value) == (not why, why or "runs guests")
     assert fix in check.fix
     assert not why or not fix.startswith("apt") or check.fix.startswith("sudo apt-get")
+
+
+# --- who was killed for lack of it -----------------------------------------------------------------
+
+
+def test_the_group_counts_its_kills_and_a_neighbours_do_not_count(tmp_path: Path) -> None:
+    events = "low 0\nhigh 4\nmax 17\noom 3\noom_kill 2\n"
+    proc = host(tmp_path, "0::/a/b\n", (V2,), {"a/b/memory.events": events, "memory.events": "oom_kill 9"})
+    (proc / "vmstat").write_text("pgfault 7\noom_kill 11\n")
+    assert memory.kills(proc) == 2
+
+
+def test_the_group_above_counts_where_the_inner_one_does_not(tmp_path: Path) -> None:
+    proc = host(tmp_path, "0::/a/b\n", (V2,), {"a/memory.events": "oom_kill 5"})
+    assert memory.kills(proc) == 5
+
+
+def test_version_1_counts_beside_an_empty_version_2(tmp_path: Path) -> None:
+    files = {"a/memory.oom_control": "oom_kill_disable 0\nunder_oom 0\noom_kill 3"}
+    assert memory.kills(host(tmp_path, "4:memory:/a\n0::/\n", (V1,), files)) == 3
+
+
+def test_a_machine_without_groups_counts_for_itself(tmp_path: Path) -> None:
+    proc = host(tmp_path, "0::/\n", (V2,), {})
+    assert memory.kills(proc) == 0
+    (proc / "vmstat").write_text("pgfault 7\noom_kill 11\n")
+    assert memory.kills(proc) == 11

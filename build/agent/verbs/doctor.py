@@ -22,6 +22,7 @@ from build.agent.debian import packages, release, web
 from build.agent.events import Emit, Failure
 from build.agent.files import read
 from build.agent.guest import kvm, qemu
+from build.agent.memory import NEEDED
 from build.agent.sandbox import BuildPaths
 from build.agent.verbs import keep, preflight, resolve
 from build.wire import Check
@@ -221,12 +222,12 @@ def _refused(folder: Path) -> str:
 def memory(context: CheckContext) -> Iterator[Check]:
     """Free memory: with plenty the tree is built there, with too little nothing is."""
     free = context.facts["memory_available"]
-    if free < preflight.MEMORY:
+    if free < NEEDED:
         yield Check(
             "memory",
             False,
-            f"{free >> 20} MiB free, a build needs about {preflight.MEMORY >> 20}",
-            f"free {(preflight.MEMORY - free >> 20) + 1} MiB of memory, or raise this container's limit",
+            f"{free >> 20} MiB free, a build needs about {NEEDED >> 20}",
+            f"free {(NEEDED - free >> 20) + 1} MiB of memory, or raise this container's limit",
         )
         return
     yield Check(

@@ -12,7 +12,7 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from build import wire
-from build.agent import memory, pace, sandbox, store
+from build.agent import ending, memory, pace, sandbox, store
 from build.agent.events import Emit, Failure
 from build.agent.sandbox import BuildPaths, Tree
 
@@ -101,7 +101,7 @@ def check(place: BuildPaths, part: Path, outcome: sandbox.Outcome, step: str, lo
     """
     if outcome.status == 0 and not outcome.failed:
         return
-    if outcome.failed:
+    if outcome.failed and not outcome.starved:
         sandbox.remove(place, part)
         raise Failure(outcome.failed, outcome.hint, log=str(log), tail=[])
     script = part / "step.sh"
@@ -111,12 +111,14 @@ def check(place: BuildPaths, part: Path, outcome: sandbox.Outcome, step: str, lo
     what = f": {outcome.command.splitlines()[0][:200]}" if outcome.command else ""
     # The log lies on the same disk: where that is full it may have had no room for the reason.
     full = "No space left on device" in "\n".join(tail) or shutil.disk_usage(log.parent).free < FULL
-    raise Failure(
-        f"{step}: the disk is full" if full else f"{step} failed (exit {outcome.status}){what}",
-        f"free some space below {log.parent.parent}" if full else f"read {log}; the script lies in {script}",
-        log=str(log),
-        tail=tail,
-    )
+    killed = ending.told(step, outcome.status, outcome.starved)
+    message = f"{killed or f'{step} failed (exit {outcome.status})'}{what}"
+    hint = f"read {log}; the script lies in {script}"
+    if outcome.starved:
+        message, hint = killed, ending.MORE_MEMORY
+    elif full:
+        message, hint = f"{step}: the disk is full", f"free some space below {log.parent.parent}"
+    raise Failure(message, hint, log=str(log), tail=tail)
 
 
 def _tree(place: BuildPaths, request: wire.Layer, part: Path) -> tuple[Tree, list[str], list[str]]:

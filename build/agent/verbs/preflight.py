@@ -13,12 +13,6 @@ from build.agent.events import Emit, Failure
 
 HEADROOM = 1 << 29
 """Bytes that a build needs beyond the tree and the image."""
-MEMORY = 512 << 20
-"""Bytes of memory without which a build is killed while it solves the package set, its most hungry moment.
-
-Measured in control groups, where this agent and its client take 50 MiB: with 512 MiB in all it is killed,
-with 528 the set is solved; nothing after it needs as much.
-"""
 TREE = 3 << 30
 """Bytes of layers and .debs of a first build of the full package list."""
 
@@ -30,9 +24,9 @@ def run(request: wire.Preflight, emit: Emit) -> wire.Space:
         raise Failure(
             f"missing on this host: {names}", f"run: apt-get install --no-install-recommends {names}"
         )
-    if (available := memory.available()) < MEMORY:
+    if (available := memory.available()) < memory.NEEDED:
         raise Failure(
-            f"{available >> 20} MiB of memory are free, a build needs about {MEMORY >> 20}",
+            f"{available >> 20} MiB of memory are free, a build needs about {memory.NEEDED >> 20}",
             "end other programs, raise the limit of this container or control group, "
             "or build elsewhere: inv -H HOST build",
         )

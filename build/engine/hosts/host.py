@@ -6,11 +6,11 @@ The only module that runs commands. Nothing above it knows whether the host is t
 from __future__ import annotations
 
 import contextlib
+import functools
 import hashlib
 import io
 import json
 import re
-import secrets
 import shlex
 import sys
 import tarfile
@@ -29,6 +29,7 @@ from build import wire
 from build.engine import compressors, prompt
 from build.engine.console import Console
 from build.engine.errors import BuildError
+from build.engine.hosts import probe
 from build.engine.hosts.session import OnEvent, Session
 
 Result = TypeVar("Result")
@@ -54,47 +55,11 @@ PROMPT = "[sudo] password: "
 WINDOW, PACKET = 1 << 24, 1 << 18
 """Bytes on the way unacknowledged, and in one packet; OpenSSH takes packets of up to 256 KiB."""
 
-PROBE_SHELL = 'command -v python3 >/dev/null || exit 0; exec python3 -I -c PROBE "$@"'
-PROBE = r"""
-import json, os, platform, pwd, subprocess, sys
+PROBE = Path(probe.__file__).read_text(encoding="utf-8")
+PROBE_SHELL = 'command -v python3 >/dev/null || exit 0; exec python3 -I -c PROBE probe "$@"'
 
-
-def sudo():
-    if os.getuid() == 0:
-        return "none"
-    try:
-        asked = subprocess.Popen(
-            ["sudo", "-k", "-n", "--", "true"], stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
-            stderr=subprocess.PIPE, env=dict(os.environ, LC_ALL="C"))
-        said = asked.communicate()[1]
-    except OSError:
-        return "none"
-    return "free" if asked.returncode == 0 else "password" if b"password is required" in said else "none"
-
-
-def there(name):
-    folder = "/var/tmp/%s-%d" % (name, os.getuid())
-    try:
-        if os.lstat(folder).st_uid != os.getuid():
-            return False
-        files = [os.path.join(top, file) for top, _, files in os.walk(folder) for file in files]
-        for path in [folder] + files:
-            os.utime(path)  # in use: neither we nor systemd-tmpfiles, which goes by files, shall remove it
-        return bool(files)
-    except OSError:
-        return False
-
-
-try:
-    user = pwd.getpwuid(os.getuid()).pw_name
-except KeyError:
-    user = str(os.getuid())
-print(json.dumps({
-    "version": sys.version_info[:3], "implementation": sys.implementation.name, "python": sys.executable,
-    "machine": platform.machine(), "libc": platform.libc_ver(), "uid": os.getuid(), "user": user,
-    "sudo": sudo(), "there": [name for name in sys.argv[1:] if there(name)]}))
-"""
-"""Runs under whatever python3 is there, to tell which it is."""
+Files = Mapping[str, bytes]
+"""Files of a pack, by path."""
 
 
 class Host:
@@ -267,11 +232,10 @@ class Host:
     @cached_property
     def _remote_python(self) -> dict[str, Any]:
         """What the probe tells of a remote host and of who we are there."""
-        probe = PROBE_SHELL.replace("PROBE", shlex.quote(PROBE))
-        packs = [("agent", self._agent), *(("compressors", packed) for packed in self._stock.values())]
-        names = [address(kind, packed) for kind, packed in packs]
-        said = self.run(shlex.join(["exec", "sh", "-c", probe, "sh", *names]))
-        ground: dict[str, Any] = json.loads(said.strip().splitlines()[-1]) if "{" in said else {}
+        script = PROBE_SHELL.replace("PROBE", shlex.quote(PROBE))
+        packs = [("agent", self._agent), *(("compressors", files) for files in self._stock.values())]
+        names = [address(kind, files) for kind, files in packs]
+        ground = told(self.run(shlex.join(["exec", "sh", "-c", script, "sh", *names])))
         if tuple(ground.get("version", ())) < (3, 11):
             found = ".".join(map(str, ground.get("version", ())))
             raise BuildError(
@@ -281,8 +245,8 @@ class Host:
         return ground
 
     @cached_property
-    def _agent(self) -> bytes:
-        return pack(agent())
+    def _agent(self) -> Files:
+        return agent()
 
     @cached_property
     def _folder(self) -> str:
@@ -290,10 +254,10 @@ class Host:
         return self._bring("agent", self._agent)
 
     @cached_property
-    def _stock(self) -> dict[str, bytes]:
-        """Packs of compressors that are here, by the kind of host; the client's own are of no kind."""
+    def _stock(self) -> dict[str, Files]:
+        """Compressors that are here, by the kind of host; the client's own are of no kind."""
         kept = {folder.name: stored(folder) for folder in sorted(STOCK.glob("cp*"))}
-        return {kind: pack(files) for kind, files in {"": compressors.installed(), **kept}.items() if files}
+        return {kind: files for kind, files in {"": compressors.installed(), **kept}.items() if files}
 
     @cached_property
     def _compressors(self) -> str:
@@ -301,8 +265,8 @@ class Host:
         kind = "" if compressors.fit(self._remote_python) else compressors.kind(self._remote_python)
         return self._bring("compressors", self._stock.get(kind) or self._download(STOCK / kind))
 
-    def _download(self, folder: Path) -> bytes:
-        """Have this machine's pip bring the wheels that load on the host into a folder; answers the pack."""
+    def _download(self, folder: Path) -> Files:
+        """Have this machine's pip bring the wheels that load on the host to a folder; answers their files."""
         ground = self._remote_python
         python = ".".join(map(str, ground["version"][:2]))
         what = f"{self.name}: no compressors for its Python {python} on {ground['machine']}"
@@ -326,31 +290,25 @@ class Host:
                 folder.mkdir(exist_ok=True)
                 for wheel in Path(aside).glob("*.whl"):
                     wheel.replace(folder / wheel.name)
-            return pack(files)
+            return files
         except OSError as error:
             raise BuildError(f"{what}: {STOCK}: {error.strerror}", "check its owner and space") from None
 
-    def _bring(self, kind: str, packed: bytes) -> str:
-        """Put a pack into its folder on a remote host unless it is there; answers the folder."""
-        name = address(kind, packed)
-        folder = f"/var/tmp/{name}-{self._remote_python['uid']}"
-        if name not in self._remote_python["there"]:
-            aside = f"{folder}.{secrets.token_hex(8)}"
-            # Versions that nobody used for a week are of no use to anybody.
-            script = (
-                r"find /var/tmp -maxdepth 1 \( -name 'systemvm-agent-*' -o -name 'systemvm-compressors-*' \) "
-                f"-uid {self._remote_python['uid']} -mtime +7 -exec rm -rf {{}} + 2>/dev/null; "
-                "set -e; umask 077; "
-                f"trap 'rm -rf {aside}' EXIT; mkdir {aside}; tar -xf - -C {aside}; "
-                f"mv -T {aside} {folder} 2>/dev/null || test -O {folder}"
+    def _bring(self, kind: str, files: Files) -> str:
+        """Put a pack into its folder on a remote host unless it is there, whole; answers the folder."""
+        name, ground = address(kind, files), self._remote_python
+        if name in ground["there"]:
+            return str(ground["there"][name])
+        line = shlex.join(["exec", ground["python"], "-I", "-c", PROBE, "put", name])
+        status, said = self.put(pack(files), line)
+        answer = told(said)
+        if "path" not in answer:
+            last = (said.strip().splitlines() or [f"exit status {status}"])[-1]
+            raise BuildError(
+                f"{self.name}: cannot keep the {kind} there: {answer.get('what', last)}",
+                answer.get("hint", "make room there"),
             )
-            status, said = self.put(packed, shlex.join(["exec", "sh", "-c", script]))
-            if status:
-                first = (said.strip().splitlines() or [f"exit status {status}"])[0]
-                raise BuildError(
-                    f"{self.name}: cannot put the {kind} into /var/tmp: {first}", "make room there"
-                )
-        return folder
+        return str(answer["path"])
 
     @cached_property
     def _sudo(self) -> Sudo:
@@ -397,7 +355,7 @@ class Sudo:
     password: str = field(default="", repr=False)
 
 
-def agent() -> dict[str, bytes]:
+def agent() -> Files:
     """What runs on the host, by path."""
     paths = (path for part in SHIPPED for path in _modules(CHECKOUT / part))
     files = {str(path.relative_to(CHECKOUT)): path.read_bytes() for path in paths}
@@ -418,7 +376,7 @@ def stored(folder: Path) -> dict[str, bytes]:
     return compressors.unpacked([wheel.read_bytes() for wheel in sorted(folder.glob("*.whl"))], pinned())
 
 
-def pack(files: Mapping[str, bytes]) -> bytes:
+def pack(files: Files) -> bytes:
     """Tar files, with nothing in it that changes from run to run or with their order."""
     buffer = io.BytesIO()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.USTAR_FORMAT) as archive:
@@ -429,6 +387,17 @@ def pack(files: Mapping[str, bytes]) -> bytes:
     return buffer.getvalue()
 
 
-def address(kind: str, packed: bytes) -> str:
-    """Name of a pack's folder on a host, but for the user's number."""
-    return f"systemvm-{kind}-{hashlib.sha256(packed).hexdigest()[:16]}"
+def address(kind: str, files: Files) -> str:
+    """Name of a pack on a host."""
+    tree: dict[str, Any] = {}
+    for path, content in files.items():
+        *folders, name = path.split("/")
+        folder = functools.reduce(lambda above, each: above.setdefault(each, {}), folders, tree)
+        folder[name] = hashlib.sha256(content).hexdigest()
+    return f"{kind}-{probe.digest(tree)}"
+
+
+def told(said: str) -> dict[str, Any]:
+    """What the probe printed last, after whatever a login shell had to say; empty if it did not run."""
+    line = (said.strip().splitlines() or [""])[-1]
+    return dict(json.loads(line)) if line.startswith("{") else {}

@@ -6,14 +6,16 @@ import base64
 import contextlib
 import json
 import queue
+import re
 import threading
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 from invoke.exceptions import ThreadException
 
 from build import wire
+from build.agent import ending
 from build.engine.errors import BuildError
 
 BEAT = 2.0
@@ -113,9 +115,26 @@ class Session:
                 on_event(event)
 
     def _lost(self) -> BuildError:
-        where = self.name or "this machine"
-        last = next((line for line in reversed(self._stderr) if line.strip()), "it ended without a word")
-        return BuildError(f"the agent on {where} was lost: {last}", "run it again; finished layers are kept")
+        # Of a remote process that a signal has ended Paramiko tells no more than -1.
+        status = 0 if self.name else self._promise.runner.returncode()
+        return loss(self.name, self._stderr, ending.signal_of(status))
+
+
+def loss(name: str, said: Sequence[str], sign: str) -> BuildError:
+    """What is to be said of an agent that has ended.
+
+    `name` of its host (empty: this machine), what it wrote to stderr, and the signal that ended it, if any.
+    """
+    last = next((line for line in reversed(said) if line.strip()), "")
+    if unreadable := re.search(r"can't open file '(.*)': \[Errno 13\]", last):
+        # It was there for the user a moment ago: his home is on a file system where root is nobody.
+        return BuildError(
+            f"root may not read {unreadable[1]} on {name}", "log in as root, or build without: --rootless"
+        )
+    again = "run it again; finished layers are kept"
+    told = f"it was ended by {sign}" if sign else last or "it ended without a word"
+    memory = "the kernel does that where memory is short, and says so in dmesg; " if sign == "SIGKILL" else ""
+    return BuildError(f"the agent on {name or 'this machine'} was lost: {told}", f"{memory}{again}")
 
 
 def explain(event: Event, debug: bool) -> BuildError:
