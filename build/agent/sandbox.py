@@ -19,6 +19,8 @@ from build import wire
 from build.agent import process
 from build.agent.events import Emit, Failure
 
+ENTER = Path(__file__).with_name("enter.py")
+"""Runs what belongs to a tree; scripts find it as `$ENTER`."""
 ROOT_OPTIONS = "redirect_dir=off,metacopy=off,index=off"
 USER_OPTIONS = "userxattr"
 _NEVER_HIDDEN = (
@@ -188,7 +190,8 @@ def run(
         inner.write_text(script, encoding="utf-8", errors="surrogateescape")
         outer = Path(folder) / "enter.sh"
         outer.write_text(
-            _enter(place, tree, inner, {**variables, "MODE": place.mode}, before, after), encoding="utf-8"
+            _enter(place, tree, inner, {**variables, "ENTER": str(ENTER), "MODE": place.mode}, before, after),
+            encoding="utf-8",
         )
         with log.open("wb") as sink:
             read, write = os.pipe()

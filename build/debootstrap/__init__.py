@@ -54,7 +54,6 @@ def step(loaded: Loaded, resolution: Resolution) -> Step:
         tool=settings.bootstrap,
         archs=debian.architectures(settings.arch, settings.package_list),
         exactly=[f"{package.name}:{_native(package.arch, settings)}={package.version}" for package in rest],
-        base=",".join(package.name for package in resolution.packages if package.essential),
         links=LINKS[settings.arch],
         total=len(rest),
         refused=REFUSED,

@@ -1,5 +1,5 @@
 #!/bin/bash
-# Parameters: SUITE ARCH TOOL ARCHS EXACTLY BASE LINKS TOTAL REFUSED
+# Parameters: SUITE ARCH TOOL ARCHS EXACTLY LINKS TOTAL REFUSED
 if [[ -z ${QUIET:-} ]]; then
     # What is cut off is thrown away: nothing in here needs to wait for the disk.
     export QUIET=1
@@ -14,14 +14,36 @@ stage=$ROOT/.stage # beside the tree, so that files are moved and never copied
 repository=$WORK/repository
 diversions=$ROOT/var/lib/dpkg/diversions
 
-# the mounts of a tool go with it
-alone() { unshare --mount --propagation private "$@"; }
+# What the tools run in the tree goes through chroot(8): one of ours, that enters it as in_tree does. dpkg
+# reports to the descriptor that it is told.
+cat >"$WORK/chroot" <<'EOF'
+#!/bin/sh
+root=$1 fd='' before=''
+shift
+for word; do
+    case $before$word in --status-fd=*) fd=${word#*=} ;; --status-fd?*) fd=$word ;; esac
+    before=
+    [ "$word" != --status-fd ] || before=$word
+done
+exec "$PYTHON" -I -S -B "$ENTER" "$root" ${fd:+--fd "$fd"} "$@"
+EOF
+chmod 755 "$WORK/chroot"
+
+# alone TOOL [ARGUMENT...]: the mounts of a tool go with it, and so does its chroot(8), which debootstrap looks
+# for in folders of its own choice
+alone() {
+    # shellcheck disable=SC2016  # expanded by the inner shell
+    unshare --mount --propagation private sh -euc '
+        mount --bind "$WORK/chroot" "$(command -v chroot)"
+        exec "$@"
+    ' alone "$@"
+}
 
 make_base() {
     case $TOOL in
         mmdebstrap)
             # shellcheck disable=SC2016  # expanded by the tool's own shell
-            alone mmdebstrap --mode=root --variant=essential --include="$BASE" --format=directory \
+            alone mmdebstrap --mode=root --variant=essential --format=directory \
                 --architectures="$ARCH" --skip=check/empty,check/qemu,output/dev \
                 --setup-hook='for name in '"$LINKS"'; do mkdir -p "$1/usr/$name"; done' \
                 --setup-hook='for name in '"$LINKS"'; do ln -s "usr/$name" "$1/$name"; done' \
@@ -39,7 +61,7 @@ make_base() {
 # dpkg's or apt's own account of what it does: descriptor 9
 configure() {
     # shellcheck disable=SC2094  # the tool writes the file, we read it when it is done
-    if ! in_tree "$@" 9> >("$PYTHON" -I "$FILES/follow.py" configure "$TOTAL" "$WORK/failed"); then
+    if ! in_tree --fd 9 "$@" 9> >("$PYTHON" -I "$FILES/follow.py" configure "$TOTAL" "$WORK/failed"); then
         fail "a package cannot be installed: $(cat "$WORK/failed" 2>/dev/null || echo "dpkg failed")" \
             "read the log of this step"
     fi

@@ -472,8 +472,10 @@ def repository(wanted: Mapping[str, Any], debs: Path, folder: Path, *, everythin
         control = control_of(debs / package["file"])["control"][0].decode().strip("\n")
         if package["base"]:
             # debootstrap unpacks what is required before it runs anything, and it knows no other way to be
-            # told than this field; `restore` sets it right in dpkg's records.
+            # told than this field; `restore` sets it right in dpkg's records. mmdebstrap does so with what is
+            # essential, and has apt enter the tree for all else: by chroot(2), past in_tree's fence.
             control = re.sub(r"^Priority: .*$", "Priority: required", control, flags=re.M)
+            control = re.sub(r"^Essential: .*\n", "", control, flags=re.M) + "\nEssential: yes"
         where = f"Filename: pool/{package['file']}\nSize: {package['size']}\nSHA256: {package['sha256']}\n"
         entries.append(f"{control}\n{where}")
     suite = folder / "dists" / wanted["suite"]

@@ -9,11 +9,13 @@ from build.engine.plan import File
 from build.engine.shell import quote
 
 HEADER = Path(__file__).with_name("header.bash").read_text(encoding="utf-8")
-"""Bash's strict mode, a clean environment, and five functions. Part of every key: it is part of what runs.
+"""Bash's strict mode, a clean environment, and five functions.
 
-Variables set before it: ROOT FILES WORK TMPDIR SECRETS PYTHON MODE SOURCE_DATE_EPOCH (and DEBS, OUT, SEED
-where a step has them).
+Variables set before it: ROOT FILES WORK TMPDIR SECRETS PYTHON ENTER MODE SOURCE_DATE_EPOCH (and DEBS, OUT,
+SEED where a step has them).
 """
+SURROUNDINGS = HEADER + (Path(__file__).parents[1] / "agent" / "enter.py").read_text(encoding="utf-8")
+"""What every script runs under, and every program of a tree; part of every key."""
 SHARED = Path(__file__).parents[1] / "tools"
 """Programs that several steps run."""
 LIBRARY = Path(__file__).parents[1] / "debian.py"
