@@ -1,12 +1,13 @@
 """Run a command of a tree so that it can do nothing to the machine around it.
 
-Usage: enter.py ROOT [--fd N]... [--capability NAME]... COMMAND [ARGUMENT...]
+Usage: enter.py ROOT [--read-only] [--fd N]... [--capability NAME]... COMMAND [ARGUMENT...]
 
 Whatever belongs to a tree, each package's maintainer scripts first of all, runs through this program. It
 gets namespaces of its own (mounts, processes, network, IPC, host name), the tree as the root of all its
 files, a /proc that cannot be written to, a /sys with nothing in it, devices that do no harm, the
-capabilities in KEPT, and of the open descriptors 0, 1, 2 and those that are named. Ends as the command
-does; 128 and the signal's number when one killed it.
+capabilities in KEPT, and of the open descriptors 0, 1, 2 and those that are named. What is mounted in the
+tree comes along; `--read-only` holds for the tree itself and not for that. Ends as the command does; 128
+and the signal's number when one killed it.
 
 It mounts before it gives up what it takes to mount, so it needs root: the machine's, or that of a user
 namespace, where the kernel's answers are the same.
@@ -119,7 +120,7 @@ def close_descriptors(kept: Sequence[int]) -> None:
                 os.close(int(name))
 
 
-def enter(root: str) -> None:
+def enter(root: str, flags: int) -> None:
     """Make the tree the root of all files and mount in it what its programs expect."""
     tree = os.open(root, os.O_PATH | os.O_DIRECTORY)
     # To the top of the mount namespace: above a chroot, if we are in one, there would be something left.
@@ -130,7 +131,7 @@ def enter(root: str) -> None:
     old = os.open("/", os.O_PATH)
     os.chdir(path)
     # A device node that a package brought must not open the machine's disk.
-    mount("", ".", flags=REMOUNT | BIND | NODEV | os.statvfs(".").f_flag & INHERITED)
+    mount("", ".", flags=REMOUNT | BIND | NODEV | flags | os.statvfs(".").f_flag & INHERITED)
     call("pivot_root", b".", b".")
     os.fchdir(old)
     furnish()
@@ -238,10 +239,10 @@ def refuse_calls() -> None:
         raise OSError(number, f"seccomp: {os.strerror(number)}")
 
 
-def start(root: str, command: list[str], kept: frozenset[int]) -> NoReturn:
+def start(root: str, flags: int, command: list[str], kept: frozenset[int]) -> NoReturn:
     """Become the command, the first process of its namespace: the kernel ends all others with it."""
     call("prctl", PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0)
-    enter(root)
+    enter(root, flags)
     settle()
     refuse_calls()
     drop(kept)
@@ -256,20 +257,23 @@ def main(arguments: list[str]) -> int:
     """Run the command and answer its status."""
     descriptors: list[int] = []
     capabilities = dict(KEPT)
+    flags = 0
     root, *command = arguments
     while command[0].startswith("--"):
-        option, value, *command = command
-        if option == "--fd":
-            descriptors.append(int(value))
+        option = command.pop(0)
+        if option == "--read-only":
+            flags = RDONLY
+        elif option == "--fd":
+            descriptors.append(int(command.pop(0)))
         else:
-            capabilities[value] = LENT[value]
+            capabilities[command[0]] = LENT[command.pop(0)]
     libc.signal(SIGINT, None)  # the terminal's is for the command
     close_descriptors(descriptors)
     call("unshare", NEWNS | NEWUTS | NEWIPC | NEWPID | NEWNET)
     child = os.fork()
     if not child:
         try:
-            start(root, command, frozenset(capabilities.values()))
+            start(root, flags, command, frozenset(capabilities.values()))
         except OSError as error:
             print(f"enter.py: {error}", file=sys.stderr, flush=True)
             os._exit(CANNOT)

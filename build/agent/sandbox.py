@@ -20,7 +20,7 @@ from build.agent import process
 from build.agent.events import Emit, Failure
 
 ENTER = Path(__file__).with_name("enter.py")
-"""Runs what belongs to a tree; scripts find it as `$ENTER`."""
+"""Runs whatever belongs to a tree, in the tree; scripts find it as `$ENTER`."""
 ROOT_OPTIONS = "redirect_dir=off,metacopy=off,index=off"
 USER_OPTIONS = "userxattr"
 _NEVER_HIDDEN = (

@@ -47,13 +47,20 @@ fi
 grep -q "lib/modules/$version/" "$WORK/initramfs" ||
     fail "the initramfs $initramfs holds no module for $version" "make it anew: update-initramfs -u"
 
+# The tree's own programs write the root file system. They see the tree, what else goes into it, and the image.
+stage=$WORK/stage
+mkdir -p "$stage"/{dev,proc,run,sys,tmp,tree,inputs}
+touch "$OUT" "$stage/image"
+mount --rbind "$ROOT" "$stage/tree"
+mount --bind "$OUT" "$stage/image"
+cp "$FILES/mke2fs.conf" "$stage/inputs"
 menu=()
 if [ -n "$GRUB" ]; then
     in_tree grub-mkimage --format=i386-pc --prefix="$PREFIX" "${GRUB_MODULES[@]}" >"$WORK/core.img"
     device="$(cut -d' ' -f1 "$WORK/cmdline")"
-    sed "s/@ROOT@/$device/" "$FILES/grub.cfg" >"$WORK/grub.cfg"
-    grep -qF " $device " "$WORK/grub.cfg"
-    menu=("$WORK/grub.cfg")
+    sed "s/@ROOT@/$device/" "$FILES/grub.cfg" >"$stage/inputs/grub.cfg"
+    grep -qF " $device " "$stage/inputs/grub.cfg"
+    menu=(grub.cfg)
 fi
 if [ -n "$STUB" ]; then
     printf '%s' "$version" >"$WORK/uname"
@@ -64,8 +71,7 @@ fi
 
 # An image that is cut off is thrown away: one wait for the disk, at the end, is enough.
 quickly() { tool nosync.py "$PYTHON" -I -B "$FILES/$1" "${@:2}"; }
-shown quickly ext4.py "$WORK/plan.json" "$FILES/disk.json" "$ROOT" "$OUT" "$FILES/mke2fs.conf" \
-    "$WORK" "${menu[@]}"
+shown quickly ext4.py "$WORK/plan.json" "$FILES/disk.json" "$stage" "${menu[@]}"
 
 if [ -n "$STUB" ]; then
     tool fat.py "$WORK/plan.json" "$OUT" EFI/BOOT/BOOTX64.EFI="$WORK/linux.efi"
