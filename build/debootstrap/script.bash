@@ -14,29 +14,15 @@ stage=$ROOT/.stage # beside the tree, so that files are moved and never copied
 repository=$WORK/repository
 diversions=$ROOT/var/lib/dpkg/diversions
 
-# What the tools run in the tree goes through chroot(8): one of ours, that enters it as in_tree does. dpkg
-# reports to the descriptor that it is told.
-cat >"$WORK/chroot" <<'EOF'
-#!/bin/sh
-root=$1 fd='' before=''
-shift
-for word; do
-    case $before$word in --status-fd=*) fd=${word#*=} ;; --status-fd?*) fd=$word ;; esac
-    before=
-    [ "$word" != --status-fd ] || before=$word
-done
-exec "$PYTHON" -I -S -B "$ENTER" "$root" ${fd:+--fd "$fd"} "$@"
-EOF
-chmod 755 "$WORK/chroot"
-
-# alone TOOL [ARGUMENT...]: the mounts of a tool go with it, and so does its chroot(8), which debootstrap looks
-# for in folders of its own choice
+# alone TOOL [ARGUMENT...]: run a tool whose mounts go with it. Its chroot(8) is ours, wherever it looks for it,
+# and what is unpacked meanwhile is not for the tree's programs.
 alone() {
     # shellcheck disable=SC2016  # expanded by the inner shell
     unshare --mount --propagation private sh -euc '
-        mount --bind "$WORK/chroot" "$(command -v chroot)"
+        mount --bind "$FILES/chroot" "$(command -v chroot)"
+        mount -t tmpfs -o ro tmpfs "$0"
         exec "$@"
-    ' alone "$@"
+    ' "$stage" "$@"
 }
 
 make_base() {
@@ -69,15 +55,17 @@ configure() {
 
 prepare_base() {
     make_base
-    printf '#!/bin/sh\nexit 101\n' >"$ROOT/usr/sbin/policy-rc.d" # services never start
-    chmod 755 "$ROOT/usr/sbin/policy-rc.d"
-    printf '%s\n' "${ARCHS[@]}" >"$ROOT/var/lib/dpkg/arch"
-    cp "$FILES/answers" "$ROOT/.answers"
-    in_tree debconf-set-selections /.answers
-    rm "$ROOT/.answers"
-    # a key that is there is not made: keys of the build never reach an image
-    mkdir -p "$ROOT/etc/ssh"
-    touch "$ROOT"/etc/ssh/ssh_host_{rsa,ecdsa,ed25519}_key
+    # Services never start. A key that is there is not made: keys of the build never reach an image.
+    # shellcheck disable=SC2016  # expanded by the inner shell
+    in_tree sh -euc '
+        printf "#!/bin/sh\nexit 101\n" >/usr/sbin/policy-rc.d
+        chmod 755 /usr/sbin/policy-rc.d
+        printf "%s\n" "$1" | debconf-set-selections
+        shift
+        printf "%s\n" "$@" >/var/lib/dpkg/arch
+        mkdir -p /etc/ssh
+        touch /etc/ssh/ssh_host_rsa_key /etc/ssh/ssh_host_ecdsa_key /etc/ssh/ssh_host_ed25519_key
+    ' sh "$(cat "$FILES/answers")" "${ARCHS[@]}"
 }
 
 with_apt() {
@@ -88,9 +76,9 @@ with_apt() {
     prepare_base
     rm -rf "$repository"
     "$PYTHON" -I "$FILES/unpack.py" repository "$wanted" "$repository" --all
-    mkdir -p "$ROOT/.repository/pool"
+    mkdir "$ROOT/.repository" "$ROOT/.repository/pool"
     cp -r "$repository/dists" "$ROOT/.repository"
-    mount --bind "$DEBS" "$ROOT/.repository/pool"
+    mount -o bind,ro "$DEBS" "$ROOT/.repository/pool"
     printf 'deb [trusted=yes] copy:/.repository %s main\n' "$SUITE" >"$ROOT/.repository/list"
     local options=(-q -y --no-install-recommends -o APT::Sandbox::User=root -o Dpkg::Use-Pty=false
         -o Dir::Etc::SourceList=/.repository/list -o Dir::Etc::SourceParts=/dev/null
@@ -102,13 +90,14 @@ with_apt() {
 }
 
 "$PYTHON" -I "$FILES/unpack.py" repository "$wanted" "$repository"
-nice -n 10 "$PYTHON" -I "$FILES/unpack.py" stage "$wanted" "$stage" & # the base is the longer chain
+mkdir "$stage"
+nice -n 10 "$PYTHON" -I "$FILES/unpack.py" stage "$wanted" "$stage" "$WORK/unpacked" & # the base is the longer chain
 unpacking=$!
 prepare_base
 outcome=0
 wait "$unpacking" || outcome=$?
 if ((outcome == 0)); then
-    "$PYTHON" -I "$FILES/unpack.py" merge "$wanted" "$stage" "$ROOT" || outcome=$?
+    "$PYTHON" -I "$FILES/unpack.py" merge "$wanted" "/${stage##*/}" "$WORK/unpacked" "$ROOT" || outcome=$?
 fi
 if ((outcome == 0)); then
     rm -rf "$stage"
@@ -134,7 +123,7 @@ case $outcome in
     *) exit "$outcome" ;;
 esac
 
-install -D -m 644 "$FILES/debian.sources" "$ROOT/etc/apt/sources.list.d/debian.sources"
+lay 644 "$FILES/debian.sources" /etc/apt/sources.list.d/debian.sources
 in_tree dpkg --audit >"$WORK/audit"
 [[ ! -s $WORK/audit ]] || fail "dpkg finds packages that are not whole" "read the log of this step"
 # shellcheck disable=SC2016  # dpkg-query's own variables

@@ -27,14 +27,18 @@ version="${kernel##*/vmlinuz-}"
 
 stub=
 if [ -n "$STUB" ]; then
-    stub=$ROOT/$STUB
-    [ -f "$stub" ] || fail "the tree has no stub for UEFI" "add systemd-boot-efi to the packages"
+    stub=$WORK/stub
+    in_tree cat "/$STUB" >"$stub" ||
+        fail "the tree has no stub for UEFI" "add systemd-boot-efi to the packages"
 fi
 if [ -n "$GRUB" ]; then
-    [ -f "$ROOT/$GRUB/boot.img" ] || fail "the tree has no GRUB for BIOS" "add grub-pc-bin to the packages"
+    in_tree cat "/$GRUB/boot.img" >"$WORK/boot.img" ||
+        fail "the tree has no GRUB for BIOS" "add grub-pc-bin to the packages"
 fi
 
-boots=("$ROOT$kernel" "$ROOT$initramfs" "$stub")
+boots=("$WORK/vmlinuz" "$WORK/${initramfs##*/}" "$stub")
+in_tree cat "$kernel" >"${boots[0]}"
+in_tree cat "$initramfs" >"${boots[1]}"
 in_tree lsinitramfs "$initramfs" >"$WORK/initramfs" &
 listing=$!
 if ! refused="$(tool layout.py "$FILES/disk.json" "$ROOT" "${boots[@]}" "$WORK")"; then
@@ -64,9 +68,10 @@ if [ -n "$GRUB" ]; then
 fi
 if [ -n "$STUB" ]; then
     printf '%s' "$version" >"$WORK/uname"
+    in_tree cat /usr/lib/os-release >"$WORK/os-release"
     # The kernel comes last: it unpacks itself over what follows.
-    tool uki.py "$stub" "$WORK/linux.efi" .osrel="$ROOT/usr/lib/os-release" .cmdline="$WORK/cmdline" \
-        .uname="$WORK/uname" .initrd="$ROOT$initramfs" .linux="$ROOT$kernel"
+    tool uki.py "$stub" "$WORK/linux.efi" .osrel="$WORK/os-release" .cmdline="$WORK/cmdline" \
+        .uname="$WORK/uname" .initrd="${boots[1]}" .linux="${boots[0]}"
 fi
 
 # An image that is cut off is thrown away: one wait for the disk, at the end, is enough.
@@ -77,7 +82,7 @@ if [ -n "$STUB" ]; then
     tool fat.py "$WORK/plan.json" "$OUT" EFI/BOOT/BOOTX64.EFI="$WORK/linux.efi"
 fi
 if [ -n "$GRUB" ]; then
-    tool bios.py "$WORK/plan.json" "$OUT" "$ROOT/$GRUB/boot.img" "$WORK/core.img"
+    tool bios.py "$WORK/plan.json" "$OUT" "$WORK/boot.img" "$WORK/core.img"
 fi
 tool gpt.py "$WORK/plan.json" "$OUT"
 shown tool digest.py "$WORK/plan.json" "$OUT" "$OUT.json"

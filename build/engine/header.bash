@@ -35,3 +35,15 @@ apply_overlay() {
 # in_tree [--fd N]... [--capability NAME]... COMMAND [ARGUMENT...]: run a command in the tree, behind the fence
 # that build/agent/enter.py describes
 in_tree() { "$PYTHON" -I -S -B "$ENTER" "$ROOT" "$@" </dev/null; }
+
+# lay MODE FILE PATH: put a text of the step into the tree. The tree's programs do it: links that lie in the way
+# lead no further than its root.
+lay() {
+    # shellcheck disable=SC2016  # expanded by the inner shell
+    in_tree sh -euc '
+        mkdir -p "${3%/*}"
+        rm -f "$3"
+        printf "%s\n" "$2" >"$3"
+        chmod "$1" "$3"
+    ' sh "$1" "$(cat "$2")" "$3"
+}

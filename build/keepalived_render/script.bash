@@ -2,9 +2,8 @@
 # Parameters: KEEPALIVED LIBRARY INTERFACE SCRIPTS
 render() {
     apply_overlay
-    check=$ROOT/.keepalived-check
-    mkdir "$check"
-    cp "$FILES/check.json" "$FILES/check.conf" "$check"
+    lay 644 "$FILES/check.json" /.keepalived-check/check.json
+    lay 644 "$FILES/check.conf" /.keepalived-check/check.conf
     in_tree env PYTHONDONTWRITEBYTECODE=1 python3 -I "/$LIBRARY/render.py" "/$LIBRARY/keepalived.conf.j2" \
         /.keepalived-check/check.json >"$WORK/rendered"
     cmp "$FILES/check.conf" "$WORK/rendered" ||
@@ -19,7 +18,7 @@ render() {
         cat "$WORK/report" >&2
         fail "keepalived refuses its file: $(tail -n 1 "$WORK/report")" "correct vrrp in the image definition"
     }
-    rm -r "$check"
+    rm -r "$ROOT/.keepalived-check"
     for script in "${SCRIPTS[@]}"; do
         [ -x "$ROOT$script" ] || note "$script is not in the image: it must be there when keepalived starts"
     done
