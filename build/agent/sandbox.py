@@ -18,6 +18,8 @@ from build import wire
 from build.agent import files, memory, process
 from build.agent.events import Emit, Failure
 
+ENTER = Path(__file__).with_name("enter.py")
+"""Runs whatever belongs to a tree, in the tree; scripts find it as `$ENTER`."""
 ROOT_OPTIONS = "redirect_dir=off,metacopy=off,index=off"
 USER_OPTIONS = "userxattr"
 _NEVER_HIDDEN = (
@@ -191,7 +193,8 @@ def run(
         inner.write_text(script, encoding="utf-8", errors="surrogateescape")
         outer = folder / "enter.sh"
         outer.write_text(
-            _enter(place, tree, inner, {**variables, "MODE": place.mode}, before, after), encoding="utf-8"
+            _enter(place, tree, inner, {**variables, "ENTER": str(ENTER), "MODE": place.mode}, before, after),
+            encoding="utf-8",
         )
         with log.open("wb") as sink:
             killed = memory.kills()

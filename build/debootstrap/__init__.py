@@ -8,6 +8,7 @@ A set that the parallel way refuses is installed by apt on the same base.
 from __future__ import annotations
 
 import json
+from pathlib import Path
 
 from build import debian
 from build.engine import script
@@ -16,6 +17,7 @@ from build.engine.resolution import Resolution
 from build.engine.settings import Loaded, Settings
 
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
+CHROOT = Path(__file__).with_name("chroot")
 REFUSED = 10
 """What unpack.py ends with when it leaves a set to dpkg."""
 LINKS = {"amd64": "bin sbin lib lib64", "i386": "bin sbin lib"}
@@ -41,6 +43,7 @@ def step(loaded: Loaded, resolution: Resolution) -> Step:
     settings = loaded.settings
     files = {
         **script.programs(__file__, "nosync.py"),
+        "chroot": File(CHROOT.read_bytes(), 0o755),
         "lock": File(resolution.lock().encode()),
         "set.json": File(_set(settings, resolution).encode()),
         "answers": File("".join(f"{line}\n" for line in ANSWERS).encode()),
@@ -54,7 +57,6 @@ def step(loaded: Loaded, resolution: Resolution) -> Step:
         tool=settings.bootstrap,
         archs=debian.architectures(settings.arch, settings.package_list),
         exactly=[f"{package.name}:{_native(package.arch, settings)}={package.version}" for package in rest],
-        base=",".join(package.name for package in resolution.packages if package.essential),
         links=LINKS[settings.arch],
         total=len(rest),
         refused=REFUSED,

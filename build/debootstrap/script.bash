@@ -1,5 +1,5 @@
 #!/bin/bash
-# Parameters: SUITE ARCH TOOL ARCHS EXACTLY BASE LINKS TOTAL REFUSED
+# Parameters: SUITE ARCH TOOL ARCHS EXACTLY LINKS TOTAL REFUSED
 if [[ -z ${QUIET:-} ]]; then
     # What is cut off is thrown away: nothing in here needs to wait for the disk.
     export QUIET=1
@@ -14,14 +14,22 @@ stage=$ROOT/.stage # beside the tree, so that files are moved and never copied
 repository=$WORK/repository
 diversions=$ROOT/var/lib/dpkg/diversions
 
-# the mounts of a tool go with it
-alone() { unshare --mount --propagation private "$@"; }
+# alone TOOL [ARGUMENT...]: run a tool whose mounts go with it. Its chroot(8) is ours, wherever it looks for it,
+# and what is unpacked meanwhile is not for the tree's programs.
+alone() {
+    # shellcheck disable=SC2016  # expanded by the inner shell
+    unshare --mount --propagation private sh -euc '
+        mount --bind "$FILES/chroot" "$(command -v chroot)"
+        mount -t tmpfs -o ro tmpfs "$0"
+        exec "$@"
+    ' "$stage" "$@"
+}
 
 make_base() {
     case $TOOL in
         mmdebstrap)
             # shellcheck disable=SC2016  # expanded by the tool's own shell
-            alone mmdebstrap --mode=root --variant=essential --include="$BASE" --format=directory \
+            alone mmdebstrap --mode=root --variant=essential --format=directory \
                 --architectures="$ARCH" --skip=check/empty,check/qemu,output/dev \
                 --setup-hook='for name in '"$LINKS"'; do mkdir -p "$1/usr/$name"; done' \
                 --setup-hook='for name in '"$LINKS"'; do ln -s "usr/$name" "$1/$name"; done' \
@@ -39,7 +47,7 @@ make_base() {
 # dpkg's or apt's own account of what it does: descriptor 9
 configure() {
     # shellcheck disable=SC2094  # the tool writes the file, we read it when it is done
-    if ! in_tree "$@" 9> >("$PYTHON" -I "$FILES/follow.py" configure "$TOTAL" "$WORK/failed"); then
+    if ! in_tree --fd 9 "$@" 9> >("$PYTHON" -I "$FILES/follow.py" configure "$TOTAL" "$WORK/failed"); then
         fail "a package cannot be installed: $(cat "$WORK/failed" 2>/dev/null || echo "dpkg failed")" \
             "read the log of this step"
     fi
@@ -47,15 +55,17 @@ configure() {
 
 prepare_base() {
     make_base
-    printf '#!/bin/sh\nexit 101\n' >"$ROOT/usr/sbin/policy-rc.d" # services never start
-    chmod 755 "$ROOT/usr/sbin/policy-rc.d"
-    printf '%s\n' "${ARCHS[@]}" >"$ROOT/var/lib/dpkg/arch"
-    cp "$FILES/answers" "$ROOT/.answers"
-    in_tree debconf-set-selections /.answers
-    rm "$ROOT/.answers"
-    # a key that is there is not made: keys of the build never reach an image
-    mkdir -p "$ROOT/etc/ssh"
-    touch "$ROOT"/etc/ssh/ssh_host_{rsa,ecdsa,ed25519}_key
+    # Services never start. A key that is there is not made: keys of the build never reach an image.
+    # shellcheck disable=SC2016  # expanded by the inner shell
+    in_tree sh -euc '
+        printf "#!/bin/sh\nexit 101\n" >/usr/sbin/policy-rc.d
+        chmod 755 /usr/sbin/policy-rc.d
+        printf "%s\n" "$1" | debconf-set-selections
+        shift
+        printf "%s\n" "$@" >/var/lib/dpkg/arch
+        mkdir -p /etc/ssh
+        touch /etc/ssh/ssh_host_rsa_key /etc/ssh/ssh_host_ecdsa_key /etc/ssh/ssh_host_ed25519_key
+    ' sh "$(cat "$FILES/answers")" "${ARCHS[@]}"
 }
 
 with_apt() {
@@ -66,9 +76,9 @@ with_apt() {
     prepare_base
     rm -rf "$repository"
     "$PYTHON" -I "$FILES/unpack.py" repository "$wanted" "$repository" --all
-    mkdir -p "$ROOT/.repository/pool"
+    mkdir "$ROOT/.repository" "$ROOT/.repository/pool"
     cp -r "$repository/dists" "$ROOT/.repository"
-    mount --bind "$DEBS" "$ROOT/.repository/pool"
+    mount -o bind,ro "$DEBS" "$ROOT/.repository/pool"
     printf 'deb [trusted=yes] copy:/.repository %s main\n' "$SUITE" >"$ROOT/.repository/list"
     local options=(-q -y --no-install-recommends -o APT::Sandbox::User=root -o Dpkg::Use-Pty=false
         -o Dir::Etc::SourceList=/.repository/list -o Dir::Etc::SourceParts=/dev/null
@@ -80,13 +90,14 @@ with_apt() {
 }
 
 "$PYTHON" -I "$FILES/unpack.py" repository "$wanted" "$repository"
-nice -n 10 "$PYTHON" -I "$FILES/unpack.py" stage "$wanted" "$stage" & # the base is the longer chain
+mkdir "$stage"
+nice -n 10 "$PYTHON" -I "$FILES/unpack.py" stage "$wanted" "$stage" "$WORK/unpacked" & # the base is the longer chain
 unpacking=$!
 prepare_base
 outcome=0
 wait "$unpacking" || outcome=$?
 if ((outcome == 0)); then
-    "$PYTHON" -I "$FILES/unpack.py" merge "$wanted" "$stage" "$ROOT" || outcome=$?
+    "$PYTHON" -I "$FILES/unpack.py" merge "$wanted" "/${stage##*/}" "$WORK/unpacked" "$ROOT" || outcome=$?
 fi
 if ((outcome == 0)); then
     rm -rf "$stage"
@@ -112,7 +123,7 @@ case $outcome in
     *) exit "$outcome" ;;
 esac
 
-install -D -m 644 "$FILES/debian.sources" "$ROOT/etc/apt/sources.list.d/debian.sources"
+lay 644 "$FILES/debian.sources" /etc/apt/sources.list.d/debian.sources
 in_tree dpkg --audit >"$WORK/audit"
 [[ ! -s $WORK/audit ]] || fail "dpkg finds packages that are not whole" "read the log of this step"
 # shellcheck disable=SC2016  # dpkg-query's own variables

@@ -17,7 +17,7 @@ from typing import Any
 if not __package__:  # run as a program: what it shares with others lies beside it
     sys.path.insert(0, os.path.dirname(__file__))
 
-from build import debian
+from build import debian, inside
 
 EMPTIED = (
     "dev",
@@ -140,8 +140,10 @@ def walk(root: Path) -> Iterator[tuple[str, os.stat_result]]:
 def main() -> int:
     """Check, write, clean, freeze."""
     wanted = json.loads(Path(sys.argv[1]).read_text(encoding="utf-8"))
-    root = Path(sys.argv[3])
-    if differences := compare(wanted, Path(sys.argv[2]).read_text(encoding="utf-8")):
+    installed = Path(sys.argv[2]).read_text(encoding="utf-8")
+    inside.enter(sys.argv[3])
+    root = Path("/")
+    if differences := compare(wanted, installed):
         print("installed (+) and resolved (-) differ:", *differences, sep="\n")
         os.write(3, b"fail\tthe tree does not hold the resolved set\tread the log of this step\n")
         return 1

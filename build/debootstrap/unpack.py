@@ -6,11 +6,12 @@ files. What it leaves behind is known (deb(5), dpkg's doc/triggers.txt, deb-conf
 leaves the same behind, on all cores, and everything that runs maintainer scripts stays dpkg's own
 work. It refuses what it does not understand, so that the caller can take the ordinary way.
 
-    unpack.py stage SET STAGE         unpack the packages of SET that are not of the base into STAGE
-    unpack.py merge SET STAGE ROOT    move STAGE into the tree, enter the packages into dpkg's database, and
-                                      write what runs their preinst to ROOT/var/lib/dpkg/preinst-runner
-    unpack.py repository SET FOLDER   make an apt repository of the base's packages (all: with --all)
-    unpack.py restore SET ROOT        give the base's packages in ROOT their own priorities back
+    unpack.py stage SET STAGE NOTES         unpack the packages of SET that are not of the base into STAGE
+    unpack.py merge SET STAGE NOTES ROOT    move STAGE, a path in the tree, into the tree, enter the packages
+                                            into dpkg's database, and write what runs their preinst to
+                                            ROOT/var/lib/dpkg/preinst-runner
+    unpack.py repository SET FOLDER         make an apt repository of the base's packages (all: with --all)
+    unpack.py restore SET ROOT              give the base's packages in ROOT their own priorities back
 
 The environment names the folder with the packages (DEBS) and the exit status that leaves a set to dpkg
 (REFUSED); SET is JSON as debootstrap.py writes it.
@@ -39,7 +40,7 @@ from typing import IO, Any
 if not __package__:  # run as a program: what it shares with others lies beside it
     sys.path.insert(0, os.path.dirname(__file__))
 
-from build import debian
+from build import debian, inside
 
 LINKS = ("bin", "sbin", "lib", "lib32", "lib64", "libx32")
 """Names at the top that a merged /usr turns into links."""
@@ -488,8 +489,10 @@ def repository(wanted: Mapping[str, Any], debs: Path, folder: Path, *, everythin
         control = control_of(debs / package["file"])["control"][0].decode().strip("\n")
         if package["base"]:
             # debootstrap unpacks what is required before it runs anything, and it knows no other way to be
-            # told than this field; `restore` sets it right in dpkg's records.
+            # told than this field; `restore` sets it right in dpkg's records. mmdebstrap does so with what is
+            # essential, and has apt enter the tree for all else: by chroot(2), past in_tree's fence.
             control = re.sub(r"^Priority: .*$", "Priority: required", control, flags=re.M)
+            control = re.sub(r"^Essential: .*\n", "", control, flags=re.M) + "\nEssential: yes"
         where = f"Filename: pool/{package['file']}\nSize: {package['size']}\nSHA256: {package['sha256']}\n"
         entries.append(f"{control}\n{where}")
     suite = folder / "dists" / wanted["suite"]
@@ -513,14 +516,15 @@ def repository(wanted: Mapping[str, Any], debs: Path, folder: Path, *, everythin
     )
 
 
-def restore(wanted: Mapping[str, Any], debs: Path, root: Path) -> None:
+def restore(wanted: Mapping[str, Any], debs: Path, root: str) -> None:
     """Give the base's packages their own priorities back, which debootstrap took from our index."""
-    status = root / "var/lib/dpkg/status"
+    status = Path("/var/lib/dpkg/status")
     priorities = {}
     for package in wanted["packages"]:
         if package["base"]:
             fields = debian.fields(control_of(debs / package["file"])["control"][0].decode())
             priorities[package["name"]] = fields.get("Priority", "")
+    inside.enter(root)
     paragraphs = []
     for paragraph in read(status).split("\n\n"):
         priority = priorities.get(paragraph.partition("\n")[0].removeprefix("Package: "))
@@ -545,17 +549,15 @@ def main() -> int:
         if verb == "repository":
             repository(wanted, debs, Path(sys.argv[3]), everything="--all" in sys.argv)
         elif verb == "restore":
-            restore(wanted, debs, Path(sys.argv[3]))
+            restore(wanted, debs, sys.argv[3])
         elif verb == "stage":
-            folder = Path(sys.argv[3])
-            unpacked = stage(wanted, debs, folder)
-            (folder / "unpacked.pickle").write_bytes(pickle.dumps(unpacked))
+            notes = Path(sys.argv[4])
+            notes.write_bytes(pickle.dumps(stage(wanted, debs, Path(sys.argv[3]))))
         else:
-            folder = Path(sys.argv[3])
-            kept = folder / "unpacked.pickle"
-            unpacked = pickle.loads(kept.read_bytes())
-            kept.unlink()
-            merge(unpacked, folder, Path(sys.argv[4]))
+            # Never in the tree, whose own programs could write it: it is code to whoever reads it.
+            unpacked = pickle.loads(Path(sys.argv[4]).read_bytes())
+            inside.enter(sys.argv[5])
+            merge(unpacked, Path(sys.argv[3]), Path("/"))
     except UnsupportedPackage as reason:
         print(f"left to dpkg: {reason}")
         return int(os.environ["REFUSED"])

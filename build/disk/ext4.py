@@ -1,12 +1,13 @@
 """Write the root file system of a planned disk with the target suite's own e2fsprogs.
 
-Usage: ext4.py PLAN.json ASKED.json ROOT IMAGE MKE2FS.CONF FOLDER [GRUB.CFG]
+Usage: ext4.py PLAN.json ASKED.json STAGE [GRUB.CFG]
 
-FOLDER is for small files that are needed meanwhile; without GRUB.CFG no menu goes into the tree.
+STAGE is all that the tree's e2fsprogs see: `tree`, the empty file `image`, and `inputs` with `mke2fs.conf`,
+GRUB.CFG and small files that are needed meanwhile. Without GRUB.CFG no menu goes into the tree.
 
 Prints progress, `LABEL<TAB>DONE<TAB>TOTAL` a line, in bytes. The programs run from the tree through its
-own dynamic loader: not chrooted, because no mount that a chroot needs may lie in the tree, and not the
-build host's, because each version lays a file system out a little differently.
+own dynamic loader: the tree is not their root, because no mount that a root needs may lie in it. They are
+not the build host's, because each version lays a file system out a little differently.
 
 mke2fs takes over what a tree holds; left over are times that tell when it was built, and the order in
 which a build host's file system lists extended attributes. Both are settled by debugfs: no time is later
@@ -48,17 +49,19 @@ FIRST_FREE = 11
 
 
 class Tools:
-    """The tree's e2fsprogs, run from where they lie."""
+    """The tree's e2fsprogs, run from where they lie, behind in_tree's fence; STAGE is read-only to them."""
 
-    def __init__(self, root: str, asked: Mapping[str, Any], epoch: int, conf: str) -> None:
-        self.root = root
-        libraries = ":".join(f"{top}/{asked['triplet']}" for top in ("lib", "usr/lib"))
-        self.loader = [asked["loader"], "--inhibit-cache", "--library-path", libraries]
+    def __init__(self, stage: str, asked: Mapping[str, Any], epoch: int) -> None:
+        libraries = ":".join(f"/tree/{top}/{asked['triplet']}" for top in ("lib", "usr/lib"))
+        self.command = [
+            *(sys.executable, "-I", "-S", "-B", os.environ["ENTER"], stage, "--read-only"),
+            *(f"/tree/{asked['loader']}", "--inhibit-cache", "--library-path", libraries),
+        ]
         self.environment = {
             "PATH": os.environ["PATH"],
             "LC_ALL": "C.UTF-8",
             "TZ": "UTC",
-            "MKE2FS_CONFIG": conf,
+            "MKE2FS_CONFIG": "/inputs/mke2fs.conf",
             "E2FSPROGS_FAKE_TIME": str(epoch),
             "E2FSCK_TIME": str(epoch),
             "SOURCE_DATE_EPOCH": str(epoch),
@@ -68,8 +71,8 @@ class Tools:
     def run(self, name: str, *arguments: str, text: str | None = None) -> str:
         """Run one to its end and return what it printed; ends this program when it fails."""
         done = subprocess.run(
-            [*self.loader, f"usr/sbin/{name}", *arguments],
-            cwd=self.root, env=self.environment, input=text, encoding="utf-8", errors="surrogateescape",
+            [*self.command, f"/tree/usr/sbin/{name}", *arguments],
+            env=self.environment, input=text, encoding="utf-8", errors="surrogateescape",
             stdin=subprocess.DEVNULL if text is None else None,
             stdout=subprocess.PIPE, stderr=subprocess.STDOUT,
         )  # fmt: skip
@@ -78,7 +81,7 @@ class Tools:
         return done.stdout
 
 
-def make(tools: Tools, image: str, place: Mapping[str, Any]) -> None:
+def make(tools: Tools, place: Mapping[str, Any]) -> None:
     """Make the file system inside the image and copy the tree into it."""
     ids = place["filesystem"]
     extended = {
@@ -95,7 +98,7 @@ def make(tools: Tools, image: str, place: Mapping[str, Any]) -> None:
         "-e", "remount-ro", "-N", str(ids["inodes"]), "-J", f"size={ids['journal']}",
         "-L", ids["label"], "-U", ids["uuid"],
         "-E", ",".join(f"{key}={value}" for key, value in extended.items()),
-        "-d", ".", image, str(ids["blocks"]),
+        "-d", "/tree", "/image", str(ids["blocks"]),
     )  # fmt: skip
 
 
@@ -187,20 +190,15 @@ def entries(area: bytes, place: int) -> dict[str, bytes]:
 
 
 def settle_attributes(number: int, found: Mapping[str, bytes], folder: str) -> Iterator[str]:
-    """Commands for debugfs that give an inode its attributes anew, by name; values go into `folder`."""
+    """Commands for debugfs that give an inode its attributes anew, by name; their values go into `folder`."""
     if len(found) < 2:
         return
     yield from (f'ea_rm <{number}> "{name}"' for name in sorted(found))
     for index, (name, value) in enumerate(sorted(found.items())):
-        path = os.path.join(folder, f"value-{number}-{index}")
-        with open(path, "wb") as file:
+        file_name = f"value-{number}-{index}"
+        with open(os.path.join(folder, file_name), "wb") as file:
             file.write(value)
-        yield f'ea_set -r -f {quoted(path)} <{number}> "{name}"'
-
-
-def quoted(path: str) -> str:
-    """A path as debugfs reads it."""
-    return '"' + path.replace('"', '""') + '"'
+        yield f'ea_set -r -f /inputs/{file_name} <{number}> "{name}"'
 
 
 def settle_root(status: os.stat_result, epoch: int) -> Iterator[str]:
@@ -219,7 +217,7 @@ def add_file(root: str, folder: str, name: str, source: str, epoch: int) -> Iter
         yield f"mkdir {last}"
         yield from (f"sif {folder} {time} @{epoch}" for time in INODE_TIMES)
     yield f"cd {folder}"
-    yield f"write {quoted(source)} {name}"
+    yield f"write {source} {name}"
     yield from (
         f"sif {name} {field} {value}" for field, value in (("mode", "0100644"), ("uid", 0), ("gid", 0))
     )
@@ -235,9 +233,7 @@ def edit(tools: Tools, target: str, commands: Sequence[str]) -> None:
         sys.exit("debugfs: " + wrong[0])
 
 
-def main(
-    plan_path: str, asked_path: str, root: str, image: str, conf: str, folder: str, grub: str = ""
-) -> None:
+def main(plan_path: str, asked_path: str, stage: str, grub: str = "") -> None:
     """Make, settle and check the file system."""
     with open(plan_path, encoding="utf-8") as file:
         plan = json.load(file)
@@ -245,13 +241,14 @@ def main(
         asked = json.load(file)
     place = next(row for row in plan["partitions"] if row["role"] == "root")
     offset, epoch = place["start"] * SECTOR, plan["epoch"]
-    target = f"{image}?offset={offset}"
-    tools = Tools(root, asked, epoch, conf)
+    root, image, folder = (os.path.join(stage, name) for name in ("tree", "image", "inputs"))
+    target = f"/image?offset={offset}"
+    tools = Tools(stage, asked, epoch)
     with open(image, "wb") as disk:
         disk.truncate(plan["size"])
     watch = Watch(image, "root file system", plan["tree"]["blocks"] * 4096)
     watch.start()
-    make(tools, image, place)
+    make(tools, place)
     watch.stop()
     commands: list[str] = []
     with open(image, "rb") as disk:
@@ -259,7 +256,7 @@ def main(
             commands += settle_attributes(number, attributes(disk, offset, inode), folder)
             commands += settle_times(number, inode, epoch)
     if grub:
-        commands += add_file(root, "/boot/grub", "grub.cfg", grub, epoch)
+        commands += add_file(root, "/boot/grub", "grub.cfg", f"/inputs/{grub}", epoch)
     commands += settle_root(os.stat(root), epoch)
     edit(tools, target, commands)
     tools.run("e2fsck", "-fn", target)

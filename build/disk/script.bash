@@ -27,14 +27,18 @@ version="${kernel##*/vmlinuz-}"
 
 stub=
 if [ -n "$STUB" ]; then
-    stub=$ROOT/$STUB
-    [ -f "$stub" ] || fail "the tree has no stub for UEFI" "add systemd-boot-efi to the packages"
+    stub=$WORK/stub
+    in_tree cat "/$STUB" >"$stub" ||
+        fail "the tree has no stub for UEFI" "add systemd-boot-efi to the packages"
 fi
 if [ -n "$GRUB" ]; then
-    [ -f "$ROOT/$GRUB/boot.img" ] || fail "the tree has no GRUB for BIOS" "add grub-pc-bin to the packages"
+    in_tree cat "/$GRUB/boot.img" >"$WORK/boot.img" ||
+        fail "the tree has no GRUB for BIOS" "add grub-pc-bin to the packages"
 fi
 
-boots=("$ROOT$kernel" "$ROOT$initramfs" "$stub")
+boots=("$WORK/vmlinuz" "$WORK/${initramfs##*/}" "$stub")
+in_tree cat "$kernel" >"${boots[0]}"
+in_tree cat "$initramfs" >"${boots[1]}"
 in_tree lsinitramfs "$initramfs" >"$WORK/initramfs" &
 listing=$!
 if ! refused="$(tool layout.py "$FILES/disk.json" "$ROOT" "${boots[@]}" "$WORK")"; then
@@ -47,31 +51,38 @@ fi
 grep -q "lib/modules/$version/" "$WORK/initramfs" ||
     fail "the initramfs $initramfs holds no module for $version" "make it anew: update-initramfs -u"
 
+# The tree's own programs write the root file system. They see the tree, what else goes into it, and the image.
+stage=$WORK/stage
+mkdir -p "$stage"/{dev,proc,run,sys,tmp,tree,inputs}
+touch "$OUT" "$stage/image"
+mount --rbind "$ROOT" "$stage/tree"
+mount --bind "$OUT" "$stage/image"
+cp "$FILES/mke2fs.conf" "$stage/inputs"
 menu=()
 if [ -n "$GRUB" ]; then
     in_tree grub-mkimage --format=i386-pc --prefix="$PREFIX" "${GRUB_MODULES[@]}" >"$WORK/core.img"
     device="$(cut -d' ' -f1 "$WORK/cmdline")"
-    sed "s/@ROOT@/$device/" "$FILES/grub.cfg" >"$WORK/grub.cfg"
-    grep -qF " $device " "$WORK/grub.cfg"
-    menu=("$WORK/grub.cfg")
+    sed "s/@ROOT@/$device/" "$FILES/grub.cfg" >"$stage/inputs/grub.cfg"
+    grep -qF " $device " "$stage/inputs/grub.cfg"
+    menu=(grub.cfg)
 fi
 if [ -n "$STUB" ]; then
     printf '%s' "$version" >"$WORK/uname"
+    in_tree cat /usr/lib/os-release >"$WORK/os-release"
     # The kernel comes last: it unpacks itself over what follows.
-    tool uki.py "$stub" "$WORK/linux.efi" .osrel="$ROOT/usr/lib/os-release" .cmdline="$WORK/cmdline" \
-        .uname="$WORK/uname" .initrd="$ROOT$initramfs" .linux="$ROOT$kernel"
+    tool uki.py "$stub" "$WORK/linux.efi" .osrel="$WORK/os-release" .cmdline="$WORK/cmdline" \
+        .uname="$WORK/uname" .initrd="${boots[1]}" .linux="${boots[0]}"
 fi
 
 # An image that is cut off is thrown away: one wait for the disk, at the end, is enough.
 quickly() { tool nosync.py "$PYTHON" -I -B "$FILES/$1" "${@:2}"; }
-shown quickly ext4.py "$WORK/plan.json" "$FILES/disk.json" "$ROOT" "$OUT" "$FILES/mke2fs.conf" \
-    "$WORK" "${menu[@]}"
+shown quickly ext4.py "$WORK/plan.json" "$FILES/disk.json" "$stage" "${menu[@]}"
 
 if [ -n "$STUB" ]; then
     tool fat.py "$WORK/plan.json" "$OUT" EFI/BOOT/BOOTX64.EFI="$WORK/linux.efi"
 fi
 if [ -n "$GRUB" ]; then
-    tool bios.py "$WORK/plan.json" "$OUT" "$ROOT/$GRUB/boot.img" "$WORK/core.img"
+    tool bios.py "$WORK/plan.json" "$OUT" "$WORK/boot.img" "$WORK/core.img"
 fi
 tool gpt.py "$WORK/plan.json" "$OUT"
 shown tool digest.py "$WORK/plan.json" "$OUT" "$OUT.json"

@@ -32,33 +32,18 @@ apply_overlay() {
         fail "$(cat "$WORK/refused")" "change the overlay so that it fits the tree"
 }
 
-# in_tree COMMAND [ARGUMENT...]: run a command in the tree, in mounts and processes of its own
-in_tree() {
-    # shellcheck disable=SC2016  # expanded by the inner bash
-    unshare --mount --pid --fork --kill-child --propagation private bash -euc '
-        mount -t proc proc "$ROOT/proc"
-        mount --rbind /sys "$ROOT/sys"
-        mount -t tmpfs -o mode=755 tmpfs "$ROOT/dev"
-        for node in null zero full random urandom tty; do
-            : >"$ROOT/dev/$node"
-            mount --bind "/dev/$node" "$ROOT/dev/$node"
-        done
-        mkdir "$ROOT/dev/pts" "$ROOT/dev/shm"
-        mount -t devpts -o newinstance,ptmxmode=0666,mode=620 devpts "$ROOT/dev/pts"
-        ln -s pts/ptmx "$ROOT/dev/ptmx"
-        ln -s /proc/self/fd "$ROOT/dev/fd"
-        ln -s /proc/self/fd/0 "$ROOT/dev/stdin"
-        ln -s /proc/self/fd/1 "$ROOT/dev/stdout"
-        ln -s /proc/self/fd/2 "$ROOT/dev/stderr"
-        for folder in run tmp; do
-            mount -t tmpfs -o mode=1777 tmpfs "$ROOT/$folder"
-        done
-        chmod 755 "$ROOT/run"
-        mkdir "$ROOT/run/lock"
-        # Folders of the host are not for the tree: initramfs-tools writes a ROOT into what it makes.
-        root=$ROOT
-        unset ROOT FILES WORK TMPDIR SECRETS PYTHON DEBS OUT COPY_TREE TARGET
-        cd /
-        exec chroot "$root" "$@"
-    ' in_tree "$@" </dev/null 3>&-
+# in_tree [--fd N]... [--capability NAME]... COMMAND [ARGUMENT...]: run a command in the tree, behind the fence
+# that build/agent/enter.py describes
+in_tree() { "$PYTHON" -I -S -B "$ENTER" "$ROOT" "$@" </dev/null; }
+
+# lay MODE FILE PATH: put a text of the step into the tree. The tree's programs do it: links that lie in the way
+# lead no further than its root.
+lay() {
+    # shellcheck disable=SC2016  # expanded by the inner shell
+    in_tree sh -euc '
+        mkdir -p "${3%/*}"
+        rm -f "$3"
+        printf "%s\n" "$2" >"$3"
+        chmod "$1" "$3"
+    ' sh "$1" "$(cat "$2")" "$3"
 }

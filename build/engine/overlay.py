@@ -9,6 +9,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from pathlib import Path
 
+from build.engine import script
 from build.engine.errors import BuildError
 from build.engine.plan import File
 
@@ -79,7 +80,7 @@ def step_files(entries: Mapping[str, Entry]) -> dict[str, File]:
         f"tree/{path}": File(entry.content) for path, entry in entries.items() if entry.content is not None
     }
     table = json.dumps([_row(path, entry) for path, entry in entries.items()], indent=1)
-    return {PROGRAM.name: File(PROGRAM.read_bytes()), "table.json": File(table.encode()), **contents}
+    return {**script.bundle(PROGRAM), "table.json": File(table.encode()), **contents}
 
 
 def _row(path: str, entry: Entry) -> dict[str, object]:

@@ -199,7 +199,7 @@ class Build:
 
     def plan(self, resolution: Resolution, digests: Mapping[str, str]) -> list[Layer]:
         """Chain the steps into layers; pure."""
-        salt = f"{script.HEADER}{resolution.epoch}"
+        salt = f"{script.SURROUNDINGS}{resolution.epoch}"
         return plan.layers(recipe.steps(self.loaded, resolution), salt, digests)
 
     @cached_property
@@ -369,7 +369,7 @@ def record(layer: Layer) -> dict[str, Any]:
 
 def disk_key(top: Layer, step: Step) -> str:
     """Key of the disk: the finished tree and how it is laid out."""
-    inputs = f"{top.key} {script.HEADER} {plan.digest(step, {})}"
+    inputs = f"{top.key} {script.SURROUNDINGS} {plan.digest(step, {})}"
     return f"disk-{hashlib.sha256(inputs.encode()).hexdigest()[:16]}"
 
 

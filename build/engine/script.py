@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable
+from itertools import chain
 from pathlib import Path
 
 from build.engine.plan import File
 from build.engine.shell import quote
 
 HEADER = Path(__file__).with_name("header.bash").read_text(encoding="utf-8")
-"""Bash's strict mode, a clean environment, and five functions. Part of every key: it is part of what runs.
+"""Bash's strict mode, a clean environment, and six functions.
 
-Variables set before it: ROOT FILES WORK TMPDIR SECRETS PYTHON MODE SOURCE_DATE_EPOCH (and DEBS, OUT, SEED
-where a step has them).
+Variables set before it: ROOT FILES WORK TMPDIR SECRETS PYTHON ENTER MODE SOURCE_DATE_EPOCH (and DEBS, OUT,
+SEED where a step has them).
 """
+SURROUNDINGS = HEADER + (Path(__file__).parents[1] / "agent" / "enter.py").read_text(encoding="utf-8")
+"""What every script runs under, and every program of a tree; part of every key."""
 SHARED = Path(__file__).parents[1] / "tools"
 """Programs that several steps run."""
-LIBRARY = Path(__file__).parents[1] / "debian.py"
-"""What programs import of ours; it lies beside them."""
+LIBRARY = Path(__file__).parents[1]
+"""Where lies what programs import of ours; it comes along beside them."""
 WIDTH = 100
 """Characters of a list of words that stands on one line."""
 
@@ -52,8 +56,14 @@ def _value(value: Parameter) -> str:
 def programs(module: str, *shared: str) -> dict[str, File]:
     """Return the programs beside a step's module and those named of build/tools, with what they import."""
     own = sorted(path for path in Path(module).parent.glob("*.py") if path.name != "__init__.py")
-    paths = (*own, *(SHARED / name for name in shared))
+    return bundle(*own, *(SHARED / name for name in shared))
+
+
+def bundle(*paths: Path) -> dict[str, File]:
+    """Return programs by name, with what they import of ours."""
     found = {path.name: File(path.read_bytes()) for path in paths}
-    if any(b"from build import debian" in file.content for file in found.values()):
-        found |= {"build/__init__.py": File(b""), "build/debian.py": File(LIBRARY.read_bytes())}
-    return found
+    lines = (re.findall(rb"^from build import (.+)$", file.content, re.M) for file in found.values())
+    names = {name for line in chain(*lines) for name in line.decode().split(", ")}
+    if names:
+        found["build/__init__.py"] = File(b"")
+    return found | {f"build/{name}.py": File((LIBRARY / f"{name}.py").read_bytes()) for name in sorted(names)}

@@ -13,16 +13,19 @@ kernel=$(basename "${kernels[0]}")
 in_tree modinfo --set-version "$kernel" --field filename "${DRIVERS[@]}" ||
     fail "kernel $kernel lacks a driver of the list" "read the log of this step"
 
-install -D -m 644 "$FILES/systemvm.conf" "$ROOT/etc/initramfs-tools/conf.d/systemvm.conf"
-install -D -m 644 "$FILES/blacklist" "$ROOT/etc/modprobe.d/no-floppy.conf"
-install -D -m 755 "$FILES/hook" "$ROOT/etc/initramfs-tools/hooks/systemvm"
-rm -f "$ROOT/boot/initrd.img-$kernel" # one that a package made, if it did not heed INITRD=No
+lay 644 "$FILES/systemvm.conf" /etc/initramfs-tools/conf.d/systemvm.conf
+lay 644 "$FILES/blacklist" /etc/modprobe.d/no-floppy.conf
+lay 755 "$FILES/hook" /etc/initramfs-tools/hooks/systemvm
+in_tree rm -f "/boot/initrd.img-$kernel" # one that a package made, if it did not heed INITRD=No
 in_tree update-initramfs -c -k "$kernel"
 [[ -s $ROOT/boot/initrd.img-$kernel ]] ||
     fail "update-initramfs made no initramfs" "read the log of this step"
 
 # INITRD=No kept the kernel's package from making the second of these links.
-ln -sfn "boot/vmlinuz-$kernel" "$ROOT/vmlinuz"
-ln -sfn "boot/initrd.img-$kernel" "$ROOT/initrd.img"
-rm -f "$ROOT/vmlinuz.old" "$ROOT/initrd.img.old"
+# shellcheck disable=SC2016  # expanded by the inner shell
+in_tree sh -euc '
+    ln -sfn "boot/vmlinuz-$1" /vmlinuz
+    ln -sfn "boot/initrd.img-$1" /initrd.img
+    rm -f /vmlinuz.old /initrd.img.old
+' sh "$kernel"
 note "initramfs of $kernel: $(($(stat -c %s "$ROOT/boot/initrd.img-$kernel") / 1024)) KiB"

@@ -14,7 +14,7 @@ from collections.abc import Mapping
 if not __package__:  # run as a program: what it shares with others lies beside it
     sys.path.insert(0, os.path.dirname(__file__))
 
-from build import debian
+from build import debian, inside
 
 
 def graph(text: str) -> dict[str, list[str]]:
@@ -45,7 +45,8 @@ def chains(needs: Mapping[str, list[str]], start: str) -> dict[str, str]:
 def main() -> int:
     """Print the chains that match; 0 always."""
     root, start, pattern = sys.argv[1:4]
-    with open(os.path.join(root, "var/lib/dpkg/status"), encoding="utf-8", errors="replace") as file:
+    inside.enter(root)
+    with open("/var/lib/dpkg/status", encoding="utf-8", errors="replace") as file:
         found = chains(graph(file.read()), start)
     for name, chain in sorted(found.items()):
         if re.fullmatch(pattern, name):

@@ -18,6 +18,11 @@ import struct
 import sys
 from collections.abc import Iterator
 
+if not __package__:  # run as a program: what it shares with others lies beside it
+    sys.path.insert(0, os.path.dirname(__file__))
+
+from build import inside
+
 EMPTIED = ("dev", "proc", "run", "sys", "tmp", "var/tmp", "var/backups")
 """Folders whose content belongs to the machine that built the image (and device nodes only root can make)."""
 
@@ -255,8 +260,7 @@ def main() -> int:
         with open(secret, encoding="ascii", errors="replace") as file:
             hashed = file.read().strip()
     os.umask(0o022)
-    os.chroot(root)
-    os.chdir("/")
+    inside.enter(root)
     wrong = set_password(hashed, epoch)
     if wrong:
         print(wrong, file=sys.stderr)

@@ -20,6 +20,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
 
+if not __package__:  # run as a program: what it shares with others lies beside it
+    sys.path.insert(0, os.path.dirname(__file__))
+
+from build import inside
+
 Entry = dict[str, Any]
 
 
@@ -97,9 +102,7 @@ def main() -> int:
         entries = json.load(file)
     sources = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
     os.umask(0o022)
-    # Links of the tree, absolute ones too, now mean what they mean in the image.
-    os.chroot(root)
-    os.chdir("/")
+    inside.enter(root)
     for entry in entries:
         try:
             lay(entry, sources, epoch)

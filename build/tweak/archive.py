@@ -8,8 +8,14 @@ from __future__ import annotations
 
 import json
 import os
+import stat
 import sys
 import tarfile
+
+if not __package__:  # run as a program: what it shares with others lies beside it
+    sys.path.insert(0, os.path.dirname(__file__))
+
+from build import inside
 
 
 def main() -> int:
@@ -18,22 +24,23 @@ def main() -> int:
     epoch = int(os.environ["SOURCE_DATE_EPOCH"])
     with open(table, encoding="ascii") as file:
         paths = json.load(file)
-    os.chroot(root)
-    os.chdir("/")
+    inside.enter(root)
     os.makedirs(os.path.dirname(target), exist_ok=True)
     with tarfile.open(
         target, "w", format=tarfile.GNU_FORMAT, encoding="utf-8", errors="surrogateescape"
     ) as archive:
         for path in paths:
-            member = archive.gettarinfo(path, arcname=path)
-            member.uid = member.gid = 0
+            # gettarinfo would ask libc for the owner's name, which asks what nsswitch.conf of the tree names.
+            member, status = tarfile.TarInfo(path), os.lstat(path)
+            member.mode, member.mtime = stat.S_IMODE(status.st_mode), epoch
             member.uname = member.gname = "root"
-            member.mtime = epoch
-            if member.isreg():
+            if stat.S_ISLNK(status.st_mode):
+                member.type, member.linkname = tarfile.SYMTYPE, os.readlink(path)
+                archive.addfile(member)
+            else:
+                member.size = status.st_size
                 with open(path, "rb") as content:
                     archive.addfile(member, content)
-            else:
-                archive.addfile(member)
     return 0
 
 

@@ -37,7 +37,10 @@ switch mask "${MASK[@]}"
 if [ -n "$ARCHIVE" ]; then
     tar=${ARCHIVE%.tgz}.tar
     "$PYTHON" -I "$FILES/archive.py" "$ROOT" "$FILES/archive.json" "$tar"
-    in_tree gzip -9 --no-name "/$tar"
-    mv "$ROOT/$tar.gz" "$ROOT/$ARCHIVE"
-    sha512sum "$ROOT/$ARCHIVE" | cut -d ' ' -f 1 >"$ROOT/$SIGNATURE"
+    # shellcheck disable=SC2016  # expanded by the inner shell
+    in_tree sh -euc '
+        gzip -9 --no-name "/$1"
+        mv "/$1.gz" "/$2"
+        sha512sum "/$2" | cut -d " " -f 1 >"/$3"
+    ' sh "$tar" "$ARCHIVE" "$SIGNATURE"
 fi

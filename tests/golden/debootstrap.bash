@@ -4,7 +4,6 @@ ARCH=amd64
 TOOL=mmdebstrap
 ARCHS=(amd64)
 EXACTLY=(tool:amd64=1:1+b2)
-BASE=apt
 LINKS='bin sbin lib lib64'
 TOTAL=1
 REFUSED=10
@@ -14,7 +13,6 @@ ARCH=amd64
 TOOL=mmdebstrap
 ARCHS=(amd64)
 EXACTLY=(tool:amd64=1:1+b2)
-BASE=apt
 LINKS='bin sbin lib lib64'
 TOTAL=1
 REFUSED=10
@@ -24,7 +22,6 @@ ARCH=i386
 TOOL=debootstrap
 ARCHS=(i386)
 EXACTLY=(tool:i386=1:1+b2)
-BASE=apt
 LINKS='bin sbin lib'
 TOTAL=1
 REFUSED=10
@@ -34,7 +31,6 @@ ARCH=amd64
 TOOL=mmdebstrap
 ARCHS=(amd64)
 EXACTLY=(tool:amd64=1:1+b2)
-BASE=apt
 LINKS='bin sbin lib lib64'
 TOTAL=1
 REFUSED=10

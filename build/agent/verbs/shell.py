@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shlex
+import sys
 import tempfile
 from pathlib import Path
 
@@ -30,6 +31,7 @@ def command(request: wire.Shell) -> tuple[list[str], dict[str, str]]:
         ]
         tree = Tree(lower=view.lower, upper=upper / "upper", work=upper / "work")
     inner = shlex.join(request.argv or ["bash", "-l"])
+    fence = shlex.join([sys.executable, "-I", "-S", "-B", str(sandbox.ENTER)])
     body = [
         "set -eu",
         f"rm -r {shlex.quote(str(scratch))}",
@@ -37,9 +39,7 @@ def command(request: wire.Shell) -> tuple[list[str], dict[str, str]]:
         f"export ROOT={shlex.quote(str(place.mountpoint))}",
         *lines,
         *tree.mount(place),
-        'mount -t proc proc "$ROOT/proc"; mount --rbind /sys "$ROOT/sys"; mount --rbind /dev "$ROOT/dev"',
-        'mount -t tmpfs tmpfs "$ROOT/run"; mount -t tmpfs -o mode=1777 tmpfs "$ROOT/tmp"',
-        f'cd /; exec chroot "$ROOT" env -i TERM="$TERM" HOME=/root PATH={process.PATH} LC_ALL=C.UTF-8 \\',
+        f'exec {fence} "$ROOT" env -i TERM="$TERM" HOME=/root PATH={process.PATH} LC_ALL=C.UTF-8 \\',
         f"    debian_chroot={shlex.quote(request.label)} {inner}",
     ]
     enter.write_text("\n".join(body) + "\n", encoding="utf-8")
