@@ -5,7 +5,9 @@ Defaults that depend on the host (who we are, his data directory, whether overla
 
 from __future__ import annotations
 
+import contextlib
 import os
+import shlex
 import shutil
 import stat
 import tempfile
@@ -73,26 +75,27 @@ def _safe(location: Path) -> None:
 
     It is ours, and everything above it root's or ours, with no way for others to rename what we use.
     """
-    me = os.geteuid()
-    hint = "set SYSTEMVM_LOCATION to a folder that is yours alone, below folders of root's or yours"
-    paths = dict.fromkeys(
-        [location, *location.parents, *(real := Path(os.path.realpath(location))).parents, real]
-    )
-    for path in paths:
-        try:
+    real = Path(os.path.realpath(location))
+    for path in dict.fromkeys((location, real, *location.parents, *real.parents)):
+        with contextlib.suppress(FileNotFoundError):
             status = path.lstat()
-        except FileNotFoundError:
-            continue
-        owner = facts.name_of(status.st_uid)
-        if status.st_uid != me and (status.st_uid != 0 or path in (location, real)):
-            raise Failure(f"LOCATION {location}: {path} belongs to {owner}", hint)
-        open_to_all = status.st_mode & stat.S_IWOTH or (
-            status.st_mode & stat.S_IWGRP and status.st_gid not in (0, os.getegid())
-        )
-        if stat.S_ISDIR(status.st_mode) and open_to_all:
-            sticky = status.st_mode & stat.S_ISVTX and path not in (location, real)
-            if not sticky:
-                raise Failure(f"LOCATION {location}: others may write to {path}", hint)
+            itself = path in (location, real)
+            if status.st_uid not in ((os.geteuid(),) if itself else (os.geteuid(), 0)):
+                raise Failure(
+                    f"LOCATION {location}: {path} belongs to {facts.name_of(status.st_uid)}",
+                    "set SYSTEMVM_LOCATION to a folder of yours, below folders of root's or yours",
+                )
+            if _is_open(status) and (itself or not status.st_mode & stat.S_ISVTX):
+                raise Failure(
+                    f"LOCATION {location}: others may write to {path}",
+                    f"run: chmod go-w {shlex.quote(str(path))}, or set SYSTEMVM_LOCATION to another folder",
+                )
+
+
+def _is_open(status: os.stat_result) -> bool:
+    """Whether others may rename what lies in a folder."""
+    group = status.st_mode & stat.S_IWGRP and status.st_gid not in (0, os.getegid())
+    return stat.S_ISDIR(status.st_mode) and bool(status.st_mode & stat.S_IWOTH or group)
 
 
 def _refusal(mode: str, known: dict[str, Any]) -> Failure | None:
