@@ -292,17 +292,17 @@ def _fetch(context: CheckContext, mirror: str, suite: str) -> Fetched:
     """Fetch an InRelease. Raises Absent when the mirror has none, Failure when nothing sound answers."""
     source, url = web.Source(context.settings["apt_proxy"]), f"{mirror}/dists/{suite}/InRelease"
     try:
-        with web.opened(url, source, {"Cache-Control": "max-age=0"}) as answer:
-            return Fetched(suite, url, answer.body.read(), answer.headers.get("date"))
-    except (OSError, http.client.HTTPException, web.HttpStatusError) as error:
+        with web.opened(url, source, web.RELEASE, {"Cache-Control": "max-age=0"}) as answer:
+            return Fetched(suite, url, answer.body.whole(), answer.headers.get("date"))
+    except (OSError, http.client.HTTPException) as error:
         raise web.failure(url, source, error) from error
 
 
 def _judge(context: CheckContext, name: str, found: Fetched) -> Check:
     """Check signature, suite and dates of what was fetched."""
     try:
-        text = release.verify(found.body, release.keyring(context.settings["keyring"]), found.url)
-        told = release.parse(text)
+        signed = release.verify(found.body, release.keyring(context.settings["keyring"]), found.url)
+        told = release.parse(signed.text)
         release.check(told, found.suite, found.url, time.time())
     except Failure as failure:
         return Check(name, False, failure.message, failure.hint)
