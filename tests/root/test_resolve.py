@@ -241,7 +241,7 @@ def test_nothing_is_remembered_of_a_release_that_is_refused(
     refuse(ask)
     archive.publish("bookworm", fields={"Valid-Until": "Sat, 01 Jan 2022 00:00:00 UTC"})
     refuse(ask)
-    assert not (tmp_path / "store/newest.json").exists()
+    assert not (tmp_path / "store/releases/seen.json").exists()
     archive.publish("bookworm", date=archive.now - 3600)
     assert "tool" in names(ask())
 

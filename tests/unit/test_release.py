@@ -49,6 +49,12 @@ def test_a_release_without_what_matters_is_refused(missing: str) -> None:
         release.parse(TEXT.replace(missing, "X-Other"))
 
 
+@pytest.mark.parametrize("size", ["-17", "1_7", "\u0661", "9" * 19, "x"])
+def test_a_size_that_is_none_is_refused(size: str) -> None:
+    with pytest.raises(ValueError, match="main/binary-amd64/Packages has no size"):
+        release.parse(TEXT.replace(" aa 17 ", f" aa {size} "))
+
+
 @pytest.mark.parametrize(
     "date",
     [

@@ -68,6 +68,8 @@ def parse(text: str) -> Release:
     for line in fields["SHA256"].split("\n"):
         if line.strip():
             digest, size, path = line.split()
+            if not re.fullmatch("[0-9]{1,18}", size):
+                raise ValueError(f"{path} has no size")
             files[path] = (digest, int(size))
     return Release(
         origin=fields.get("Origin", ""),
@@ -153,7 +155,7 @@ def good_keys(status: str) -> tuple[str, ...]:
     The signature of an expired or revoked key has VALIDSIG, too, but no GOODSIG before it.
     """
     found, good = [], False
-    for line in status.splitlines():
+    for line in status.split("\n"):
         words = line.split(" ")
         if words[:2] == ["[GNUPG:]", "NEWSIG"]:
             good = False

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import email.utils
 import http.client
 import os
 import re
@@ -312,9 +311,10 @@ def _judge(context: CheckContext, name: str, found: Fetched) -> Check:
 
 
 def _clock(context: CheckContext, date: str | None) -> Iterator[Check]:
-    """Compare the clock with an HTTP Date header (RFC 9110, 6.6.1); a file:// mirror has none."""
-    moment = email.utils.parsedate_to_datetime(date).timestamp() if date else None
-    if moment is None:
+    """Compare the clock with an HTTP Date header (RFC 9110, 6.6.1), where there is one that can be read."""
+    try:
+        moment = release.seconds(date or "")
+    except ValueError:
         return
     ahead = time.time() - moment
     state = (
@@ -322,7 +322,9 @@ def _clock(context: CheckContext, date: str | None) -> Iterator[Check]:
         if abs(ahead) <= SKEW
         else f"is {abs(ahead):.0f} s {'fast' if ahead > 0 else 'slow'}"
     )
-    yield Check("clock", abs(ahead) <= SKEW, state, context.as_root(f"date --utc --set='{date}'"))
+    yield Check(
+        "clock", abs(ahead) <= SKEW, state, context.as_root(f"date --utc --set='{release.utc(moment)}'")
+    )
 
 
 def leftovers(context: CheckContext) -> Iterator[Check]:

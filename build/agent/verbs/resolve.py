@@ -251,8 +251,8 @@ def remember(archives: Sequence[Archive], store: Path, *, accept_older: bool) ->
     Raises Failure for a suite that is older than one seen before, wherever that was; with `accept_older`
     answers what there is to say of it.
     """
-    file, notes = store / "newest.json", []
-    with _locked(store):
+    file, notes = store / "releases" / "seen.json", []
+    with _locked(file.parent):
         newest: dict[str, int] = _read(file) or {}
         before = dict(newest)
         for archive in archives:
