@@ -6,6 +6,7 @@ import email.utils
 import hashlib
 import lzma
 import os
+import ssl
 import subprocess
 import threading
 import time
@@ -180,13 +181,15 @@ class Mirror:
         )
 
     @contextmanager
-    def served(self) -> Iterator[str]:
-        """Serve it; yields the URL of the root."""
+    def served(self, tls: ssl.SSLContext | None = None) -> Iterator[str]:
+        """Serve it, in the clear or behind TLS; yields the URL of the root."""
         server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        if tls:
+            server.socket = tls.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
         try:
-            yield f"http://127.0.0.1:{server.server_address[1]}"
+            yield f"http{'s' if tls else ''}://127.0.0.1:{server.server_address[1]}"
         finally:
             server.shutdown()
             server.server_close()

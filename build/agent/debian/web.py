@@ -36,7 +36,8 @@ ABSENT = frozenset({403, 404, 410})
 """Statuses with which mirrors say that they do not have a file."""
 MOVED = frozenset({301, 302, 303, 307, 308})
 REDIRECTS = 5
-CHUNK = 1 << 18
+CHUNK = 1 << 14
+"""Bytes read at a time: what is lost of a file when its server stops within them."""
 HEAD = 1 << 18
 """Bytes that status lines, headers and the marks of chunks may take, beside the body."""
 DISCARD = 1 << 14
@@ -226,20 +227,22 @@ def _redirected(url: str, target: str) -> str:
     """
     try:
         there = urllib.parse.urlsplit(urllib.parse.urljoin(url, target))
-        place = there.port is not None or bool((there.hostname or "").encode("idna"))
+        host, _ = (there.hostname or "").encode("idna"), there.port
+        known = host and there.scheme in ("http", "https") and re.fullmatch("[!-~]+", there.geturl())
     except ValueError:
-        place = False
-    if not target or not place or not re.fullmatch("[!-~]+", there.geturl()):
+        known = None
+    if not target or not known:
         raise BadAnswer(f"it redirects to {_quoted(target) or 'no address'}")
-    if there.scheme not in ("http", "https") or (url.startswith("https:") and there.scheme == "http"):
-        raise BadAnswer(f"it redirects from {urllib.parse.urlsplit(url).scheme} to {there.scheme}")
+    if url.startswith("https:") and there.scheme == "http":
+        raise BadAnswer("it redirects from https to http")
     return there.geturl()
 
 
 def _no(answer: http.client.HTTPResponse, url: str, headers: Mapping[str, str]) -> Exception:
     """What an answer without a body means."""
-    if answer.status == HTTPStatus.NOT_MODIFIED and headers.keys() & {"If-None-Match", "If-Modified-Since"}:
-        return NotModified()
+    if answer.status == HTTPStatus.NOT_MODIFIED:
+        asked = headers.keys() & {"If-None-Match", "If-Modified-Since"}
+        return NotModified() if asked else BadAnswer("HTTP 304, to a question without a condition")
     return Absent(url) if answer.status in ABSENT else HttpStatusError(answer.status, answer.reason)
 
 
@@ -312,28 +315,31 @@ class PacedSocket(socket.socket):
     CONNECT. A TLS handshake has the socket's timeout as its own end.
     """
 
-    _limit = Limit(0, PATIENCE)
-    _came, _waited, _in_window, _waited_in_window = 0, 0.0, 0, 0.0
+    _room, _seconds = HEAD, PATIENCE
+    _waited, _in_window, _waited_in_window = 0.0, 0, 0.0
 
-    def expect(self, limit: Limit) -> None:
-        """Begin to count for another file."""
-        self._limit = limit
-        self._came, self._waited, self._in_window, self._waited_in_window = 0, 0.0, 0, 0.0
+    def expect_head(self, seconds: float) -> None:
+        """Begin to count for another answer, which may be waited for as long as this."""
+        self._room, self._seconds = HEAD, seconds
+        self._waited, self._in_window, self._waited_in_window = 0.0, 0, 0.0
+
+    def expect_body(self, size: int) -> None:
+        """Let a body in, also in chunks of six bytes, whose marks have six; it has its own bound."""
+        self._room += 2 * size
 
     def recv_into(self, *where: Any) -> int:
-        """Receive as socket.recv_into does; raises TooMuch and TooSlow."""
+        """Receive as socket.recv_into does; raises BadAnswer and TooSlow."""
         began = time.monotonic()
         count = super().recv_into(*where)
         waited = time.monotonic() - began
-        self._came += count
+        self._room -= count
         self._waited += waited
         self._in_window += count
         self._waited_in_window += waited
-        # Chunks of six bytes and more: the marks of one have six.
-        if self._came > HEAD + 2 * self._limit.size:
-            raise TooMuch(self._limit.size)
-        if self._waited > self._limit.seconds:
-            raise TooSlow(f"the file has not come in {self._limit.seconds:.0f} s")
+        if self._room < 0:
+            raise BadAnswer("its headers have no end")
+        if self._waited > self._seconds:
+            raise TooSlow(f"the file has not come in {self._seconds:.0f} s")
         if self._waited_in_window >= WINDOW:
             if self._in_window < FLOOR * self._waited_in_window:
                 raise TooSlow(f"{self._in_window} bytes in {self._waited_in_window:.0f} s")
@@ -405,10 +411,13 @@ def _answered(
 ) -> http.client.HTTPResponse:
     if connection.sock is None:
         connection.connect()
-    assert isinstance(connection.sock, PacedSocket)
-    connection.sock.expect(limit)
+    paced = connection.sock
+    assert isinstance(paced, PacedSocket)
+    paced.expect_head(limit.seconds)
     connection.request("GET", target, headers=headers)
-    return connection.getresponse()
+    answer = connection.getresponse()
+    paced.expect_body(limit.size)
+    return answer
 
 
 def _connection(split: urllib.parse.SplitResult, proxy: str) -> http.client.HTTPConnection:
