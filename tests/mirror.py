@@ -11,7 +11,7 @@ import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -208,7 +208,8 @@ def _handler(mirror: Mirror) -> type[BaseHTTPRequestHandler]:
             data = file.read_bytes() if file.is_file() else b""
             for end, fault in list(mirror.faults.items()):
                 if path.endswith(end):
-                    fault(self, data)
+                    with suppress(OSError):  # who has heard enough hangs up
+                        fault(self, data)
                     return
             if not file.is_file():
                 self.answer(404 if not file.is_dir() else 200, b"")
