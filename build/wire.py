@@ -251,6 +251,8 @@ class Resolve(Request[dict[str, Any]]):
     """Folder of earlier answers."""
     frozen: bool = False
     """Take the last answer and ask nobody."""
+    accept_older: bool = False
+    """Take Release files older than ones that were seen before."""
 
 
 # ---- layers ----------------------------------------------------------------------------------------

@@ -6,11 +6,12 @@ import email.utils
 import hashlib
 import lzma
 import os
+import ssl
 import subprocess
 import threading
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -180,13 +181,15 @@ class Mirror:
         )
 
     @contextmanager
-    def served(self) -> Iterator[str]:
-        """Serve it; yields the URL of the root."""
+    def served(self, tls: ssl.SSLContext | None = None) -> Iterator[str]:
+        """Serve it, in the clear or behind TLS; yields the URL of the root."""
         server = ThreadingHTTPServer(("127.0.0.1", 0), _handler(self))
+        if tls:
+            server.socket = tls.wrap_socket(server.socket, server_side=True)
         thread = threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.05})
         thread.start()
         try:
-            yield f"http://127.0.0.1:{server.server_address[1]}"
+            yield f"http{'s' if tls else ''}://127.0.0.1:{server.server_address[1]}"
         finally:
             server.shutdown()
             server.server_close()
@@ -205,7 +208,8 @@ def _handler(mirror: Mirror) -> type[BaseHTTPRequestHandler]:
             data = file.read_bytes() if file.is_file() else b""
             for end, fault in list(mirror.faults.items()):
                 if path.endswith(end):
-                    fault(self, data)
+                    with suppress(OSError):  # who has heard enough hangs up
+                        fault(self, data)
                     return
             if not file.is_file():
                 self.answer(404 if not file.is_dir() else 200, b"")

@@ -53,6 +53,10 @@ SYSTEM_IDS = 100
 """User and group numbers below this are the same on every Debian system (base-passwd)."""
 
 
+class ChangedPackage(Exception):
+    """The file of a package, which this names, is not the one that was signed."""
+
+
 class UnsupportedPackage(Exception):
     """A package holds something that this tool leaves to dpkg."""
 
@@ -104,6 +108,17 @@ def tar_of(file: IO[bytes], name: str, size: int) -> tarfile.TarFile:
     return tarfile.open(fileobj=packed, mode="r|", bufsize=CHUNK)
 
 
+def signed(path: Path, sha256: str) -> io.BytesIO:
+    """A package as it lies there, once it is what was signed; nobody can change what is read of it then.
+
+    Raises ChangedPackage.
+    """
+    data = path.read_bytes()
+    if hashlib.sha256(data).hexdigest() != sha256:
+        raise ChangedPackage(path.name)
+    return io.BytesIO(data)
+
+
 @contextlib.contextmanager
 def sound(package: str) -> Iterator[None]:
     """Raise UnsupportedPackage for a package that turns out to be broken: dpkg says better what is wrong."""
@@ -113,9 +128,9 @@ def sound(package: str) -> Iterator[None]:
         raise UnsupportedPackage(f"{package} is broken: {error}") from error
 
 
-def control_of(path: Path) -> dict[str, tuple[bytes, int]]:
+def control_of(path: Path, sha256: str) -> dict[str, tuple[bytes, int]]:
     """The control files of a package, with their modes."""
-    with path.open("rb") as file, sound(path.name):
+    with signed(path, sha256) as file, sound(path.name):
         for name, size in members(file):
             if name.startswith("control.tar"):
                 return read_control(file, name, size)
@@ -136,9 +151,9 @@ def read_control(file: IO[bytes], name: str, size: int) -> dict[str, tuple[bytes
 # --- stage -----------------------------------------------------------------------------------------
 
 
-def unpack(path: Path, stage: Path) -> Unpacked:
+def unpack(path: Path, sha256: str, stage: Path) -> Unpacked:
     """Unpack one package below `stage`; other packages are unpacked there at the same time."""
-    with path.open("rb") as file, sound(path.name):
+    with signed(path, sha256) as file, sound(path.name):
         controls: dict[str, tuple[bytes, int]] = {}
         for name, size in members(file):
             if name.startswith("control.tar"):
@@ -286,7 +301,10 @@ def stage(wanted: Mapping[str, Any], debs: Path, folder: Path) -> list[Unpacked]
     total, done = sum(package["size"] for package in packages), 0
     unpacked = []
     with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
-        tasks = {pool.submit(unpack, debs / package["file"], folder): package for package in packages}
+        tasks = {
+            pool.submit(unpack, debs / package["file"], package["sha256"], folder): package
+            for package in packages
+        }
         for task in as_completed(tasks):
             unpacked.append(task.result())
             done += tasks[task]["size"]
@@ -486,7 +504,7 @@ def repository(wanted: Mapping[str, Any], debs: Path, folder: Path, *, everythin
     (folder / "pool").symlink_to(debs)
     entries = []
     for package in packages:
-        control = control_of(debs / package["file"])["control"][0].decode().strip("\n")
+        control = control_of(debs / package["file"], package["sha256"])["control"][0].decode().strip("\n")
         if package["base"]:
             # debootstrap unpacks what is required before it runs anything, and it knows no other way to be
             # told than this field; `restore` sets it right in dpkg's records. mmdebstrap does so with what is
@@ -522,7 +540,8 @@ def restore(wanted: Mapping[str, Any], debs: Path, root: str) -> None:
     priorities = {}
     for package in wanted["packages"]:
         if package["base"]:
-            fields = debian.fields(control_of(debs / package["file"])["control"][0].decode())
+            control = control_of(debs / package["file"], package["sha256"])["control"][0].decode()
+            fields = debian.fields(control)
             priorities[package["name"]] = fields.get("Priority", "")
     inside.enter(root)
     paragraphs = []
@@ -561,6 +580,9 @@ def main() -> int:
     except UnsupportedPackage as reason:
         print(f"left to dpkg: {reason}")
         return int(os.environ["REFUSED"])
+    except ChangedPackage as changed:
+        say("fail", f"package {changed} in the cache is not what was signed", "run again: it will be fetched")
+        return 1
     except FileNotFoundError as error:
         if Path(str(error.filename)).parent != debs:
             raise

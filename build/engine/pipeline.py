@@ -192,6 +192,7 @@ class Build:
             packages=tuple(wanted.package_list),
             store=f"{site.place.location}/resolutions",
             frozen=frozen,
+            accept_older=wanted.accept_older,
         )
         answer = self.host.ask(request, self.follow)
         self.console.done()

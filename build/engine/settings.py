@@ -158,6 +158,8 @@ class Settings(Part):
     """Whether the security suite is used."""
     keyring: str = ""
     """Keyring file on the build host that signs the mirror; empty means Debian's own."""
+    accept_older: bool = False
+    """Take Release files older than ones that were seen before."""
     minimize: bool = True
     """Remove documentation, locales, fonts and caches."""
     cloudstack_release: str = ""

@@ -2,8 +2,12 @@
 
 from __future__ import annotations
 
+import hashlib
+import json
 import os
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -12,11 +16,12 @@ import pytest
 
 from build import debootstrap, initramfs, wire
 from build.agent.verbs import fetch, resolve
+from build.debootstrap import unpack
 from build.engine import plan
 from build.engine.plan import File, Step
 from build.engine.resolution import Resolution
 from build.engine.settings import Loaded, Settings
-from tests import ordinary
+from tests import mirror, ordinary
 from tests.agent import Agent, Refused, layer_request, place
 
 pytestmark = pytest.mark.root
@@ -228,6 +233,69 @@ def test_a_package_that_is_not_in_the_cache_fails_by_name(
     with pytest.raises(Refused) as caught:
         as_root.agent.call("layer", **layer_request(as_root.where, layer, **more))
     assert re.search(r"package \S+\.deb is not in the cache", caught.value.message)
+
+
+def swapped(folder: Path) -> tuple[Path, Path]:
+    """A set of two packages in a cache, of which one changes after it was checked: the set, and the cache."""
+    debs = folder / "debs"
+    debs.mkdir()
+    told = []
+    for name, base in (("base-files", True), ("netbase", False)):
+        path = mirror.build(mirror.Deb(name, arch="all", files={f"usr/share/{name}": "signed"}), debs, "none")
+        data = path.read_bytes()
+        digest = hashlib.sha256(data).hexdigest()
+        about = {"name": name, "version": "1", "arch": "all", "file": path.name, "size": len(data)}
+        told.append({**about, "sha256": digest, "base": base})
+        path.write_bytes(data.replace(b"signed", b"forged"))
+    wanted = folder / "set.json"
+    wanted.write_text(json.dumps({"suite": "bookworm", "archs": ["amd64"], "asked": [], "packages": told}))
+    return wanted, debs
+
+
+def unpacked(verb: str, wanted: Path, debs: Path, folder: Path) -> tuple[int, str]:
+    """Run unpack.py: its exit status, and what it says to the builder."""
+    said = folder / "said"
+    program = [sys.executable, unpack.__file__, verb, str(wanted), str(folder / verb)]
+    done = subprocess.run(
+        ["sh", "-c", f'exec "$@" 3>{said}', "sh", *program],
+        env={**os.environ, "DEBS": str(debs), "REFUSED": "10", "PYTHONPATH": str(Path.cwd())},
+        check=False,
+    )
+    return done.returncode, said.read_text()
+
+
+@pytest.mark.parametrize(("verb", "name"), [("stage", "netbase"), ("repository", "base-files")])
+def test_a_package_that_was_swapped_in_the_cache_is_refused(tmp_path: Path, verb: str, name: str) -> None:
+    wanted, debs = swapped(tmp_path)
+    status, said = unpacked(verb, wanted, debs, tmp_path)
+    assert status == 1
+    assert f"fail\tpackage {name}_1_all.deb in the cache is not what was signed\trun again" in said
+    assert not (tmp_path / verb / "usr/share/netbase").exists()
+
+
+def test_apt_refuses_a_package_that_was_swapped_behind_our_repository(tmp_path: Path) -> None:
+    """mmdebstrap and apt read the cache through `copy:`; `trusted` covers the index, not what it lists."""
+    wanted, debs = swapped(tmp_path)
+    forged = (debs / "base-files_1_all.deb").read_bytes()
+    (debs / "base-files_1_all.deb").write_bytes(forged.replace(b"forged", b"signed"))
+    assert unpacked("repository", wanted, debs, tmp_path) == (0, "")
+    for folder in ("state/lists/partial", "cache/archives/partial"):
+        (tmp_path / folder).mkdir(parents=True)
+    (tmp_path / "state/status").touch()
+    (tmp_path / "list").write_text(f"deb [trusted=yes] copy:{tmp_path}/repository bookworm main\n")
+    options = ["-o", f"Dir::State={tmp_path}/state", "-o", f"Dir::State::status={tmp_path}/state/status"]
+    options += ["-o", f"Dir::Cache={tmp_path}/cache", "-o", f"Dir::Etc::SourceList={tmp_path}/list"]
+    options += ["-o", "Dir::Etc::SourceParts=/dev/null", "-o", "APT::Sandbox::User=root"]
+    options += ["-o", "APT::Architecture=amd64"]
+    subprocess.run(["apt-get", *options, "update"], check=True)
+    download = ["apt-get", *options, "install", "--yes", "--download-only", "base-files"]
+    subprocess.run(download, check=True)
+    (tmp_path / "cache/archives/base-files_1_all.deb").unlink()
+    (debs / "base-files_1_all.deb").write_bytes(forged)
+    done = subprocess.run(download, check=False, capture_output=True, text=True)
+    assert done.returncode != 0
+    assert "Hash Sum mismatch" in done.stderr
+    assert not list((tmp_path / "cache/archives").glob("*.deb"))
 
 
 def test_a_package_whose_script_fails_is_named(as_root: Somewhere, resolution: Resolution) -> None:

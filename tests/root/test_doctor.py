@@ -35,6 +35,8 @@ class Mirror(http.server.ThreadingHTTPServer):
 
     body = b""
     skew = 0.0
+    after = ""
+    """What follows its date."""
 
     @property
     def url(self) -> str:
@@ -51,7 +53,7 @@ class Answer(http.server.BaseHTTPRequestHandler):
 
     def date_time_string(self, timestamp: float | None = None) -> str:
         assert isinstance(self.server, Mirror)
-        return formatdate(time.time() + self.server.skew, usegmt=True)
+        return formatdate(time.time() + self.server.skew, usegmt=True) + self.server.after
 
     def log_request(self, *_arguments: Any) -> None:
         """Keep quiet."""
@@ -181,6 +183,7 @@ def test_a_mirror_that_is_none_is_told(agent: Agent, tmp_path: Path, mirror: Mir
     assert not unsigned["ok"]
     assert "is not a signed file" in unsigned["value"]
     mirror.body = b"-----BEGIN PGP SIGNED MESSAGE-----\n\nDate: x\n-----BEGIN PGP SIGNATURE-----\n"
+    mirror.body += b"\n-----END PGP SIGNATURE-----\n"
     forged = examine(agent, tmp_path, debian_mirror=mirror.url)["mirror"]
     assert not forged["ok"]
     assert "signature" in forged["value"]
@@ -208,6 +211,18 @@ def test_the_clock_is_held_against_the_mirrors(
     assert clock["ok"] is well
     assert word in clock["value"]
     assert well or clock["fix"].startswith("date --utc --set=")
+
+
+def test_nothing_of_a_servers_own_writing_gets_into_a_command_for_root(
+    agent: Agent, tmp_path: Path, mirror: Mirror
+) -> None:
+    mirror.body, mirror.skew, mirror.after = b"whatever", 4000, "'; reboot; '"
+    fix = examine(agent, tmp_path, debian_mirror=mirror.url)["clock"]["fix"]
+    assert "reboot" not in fix
+    assert fix.count("'") == 2
+    mirror.after = " nonsense" * 9
+    mirror.skew = -9e10
+    assert "clock" not in examine(agent, tmp_path, debian_mirror=mirror.url)
 
 
 def test_what_a_cut_off_run_left_is_found(agent: Agent, tmp_path: Path, mirror: Mirror) -> None:

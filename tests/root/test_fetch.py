@@ -167,8 +167,34 @@ def test_a_wrong_file_is_named_and_not_kept(bring: Bring, served: Served, tmp_pa
 def test_a_file_that_grew_is_refused(bring: Bring, served: Served) -> None:
     with (served[0].root / "small.deb").open("ab") as file:
         file.write(b"more")
-    with pytest.raises(Failure, match="is not what was signed"):
+    with pytest.raises(Failure, match=r"sends too much for small\.deb: more than 1000 bytes"):
         bring()
+
+
+def test_a_file_that_shrank_is_refused(
+    bring: Bring, served: Served, packages: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    file = served[0].root / "small.deb"
+    file.write_bytes(file.read_bytes()[:-1])
+    with pytest.raises(Failure, match=r"small\.deb is not what was signed"):
+        bring(packages=packages[1:2])
+    assert list((tmp_path / "debs").iterdir()) == [], "the next run starts anew"
+
+
+def test_a_part_that_reaches_further_than_the_mirrors_file_is_dropped(
+    bring: Bring, served: Served, packages: list[dict[str, Any]], tmp_path: Path
+) -> None:
+    archive, _ = served
+
+    def beyond(handler: Any, data: bytes) -> None:
+        handler.answer(*((416, b"") if "Range" in handler.headers else (200, data)))
+
+    archive.faults["small.deb"] = beyond
+    part = tmp_path / "debs" / f".{packages[1]['sha256']}.part"
+    part.parent.mkdir()
+    part.write_bytes(b"x" * 999)
+    answer, _ = bring()
+    assert Path(answer.paths[1]).read_bytes() == (archive.root / "small.deb").read_bytes()
 
 
 def test_a_file_that_is_gone_is_named(bring: Bring, served: Served) -> None:

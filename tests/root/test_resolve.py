@@ -195,13 +195,64 @@ def test_a_release_from_the_future_is_refused(ask: Resolve, archive: Mirror) -> 
     assert "clock" in failure.hint
 
 
-def test_a_release_that_goes_back_in_time_is_refused(ask: Resolve, archive: Mirror) -> None:
-    old = (archive.root / "debian-security/dists/bookworm-security/InRelease").read_bytes()
+def test_a_release_older_than_one_seen_is_refused_wherever_it_comes_from(
+    ask: Resolve, archive: Mirror, url: str
+) -> None:
+    file = archive.root / "debian-security/dists/bookworm-security/InRelease"
+    old, before = file.read_bytes(), ask()
     archive.suites["bookworm-security"].append(Deb("libtool", "1+deb12u1"))
     archive.publish("bookworm-security")
-    ask()
-    (archive.root / "debian-security/dists/bookworm-security/InRelease").write_bytes(old)
-    assert "back in time" in refuse(ask).message
+    newer = ask()
+    file.write_bytes(old)
+    (archive.root / "copy").symlink_to("debian-security")
+    for mirror_url in (f"{url}/debian-security", f"{url}/copy"):
+        failure = refuse(ask, security_mirror=mirror_url)
+        assert f"{mirror_url}/dists/bookworm-security is older than what was seen before" in failure.message
+        assert "accept_older" in failure.hint
+    notes: list[str] = []
+    taken = ask(notes, accept_older=True)
+    assert versions(taken) == versions(before) != versions(newer)
+    assert any("taken because accept_older is set" in note for note in notes)
+    refuse(ask)
+
+
+def test_of_several_good_keys_each_remembers(ask: Resolve, archive: Mirror, key: Key, tmp_path: Path) -> None:
+    other = Key(tmp_path / "other")
+    ring = tmp_path / "both.gpg"
+    ring.write_bytes(key.ring.read_bytes() + other.ring.read_bytes())
+    ask(keyring=str(ring))
+    try:
+        archive.publish("bookworm", date=archive.now - 3600, key=other)
+        assert "tool" in names(ask(keyring=str(ring))), "who has signed nothing before is not bound"
+        archive.publish("bookworm", date=archive.now - 1800, key=key)
+        refuse(ask, keyring=str(ring))
+        archive.publish("bookworm", key=other)
+        ask(keyring=str(ring))
+        archive.publish("bookworm", date=archive.now - 1800, key=other)
+        refuse(ask, keyring=str(ring))
+    finally:
+        other.close()
+
+
+def test_nothing_is_remembered_of_a_release_that_is_refused(
+    ask: Resolve, archive: Mirror, tmp_path: Path
+) -> None:
+    archive.publish("bookworm", date=int(time.time()) + 86400)
+    refuse(ask)
+    archive.publish("bookworm", fields={"Valid-Until": "Sat, 01 Jan 2022 00:00:00 UTC"})
+    refuse(ask)
+    assert not (tmp_path / "store/releases/seen.json").exists()
+    archive.publish("bookworm", date=archive.now - 3600)
+    assert "tool" in names(ask())
+
+
+def test_a_security_suite_without_news_is_told(ask: Resolve, archive: Mirror) -> None:
+    notes: list[str] = []
+    ask(notes)
+    assert not any("hold updates back" in note for note in notes)
+    archive.publish("bookworm-security", date=int(time.time()) - 20 * 86400)
+    ask(notes, accept_older=True)
+    assert any("20 days ago: its mirror may hold updates back" in note for note in notes)
 
 
 def test_the_release_of_another_suite_is_refused(ask: Resolve, archive: Mirror) -> None:
@@ -298,7 +349,7 @@ def test_packages_that_do_not_fit_are_told_with_the_reason(ask: Resolve) -> None
 def test_an_index_that_is_not_what_was_signed_is_refused(ask: Resolve, archive: Mirror) -> None:
     index = archive.root / "debian/dists/bookworm/main/binary-amd64"
     for file in (*index.glob("by-hash/SHA256/*"), index / "Packages.xz"):
-        file.write_bytes(file.read_bytes() + b"x")
+        file.write_bytes(file.read_bytes()[:-1] + b"x")
     assert "not what was signed" in refuse(ask).message
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import gzip
+import lzma
+from collections.abc import Callable
 from dataclasses import replace
 
 import pytest
@@ -46,6 +49,12 @@ def test_a_release_without_what_matters_is_refused(missing: str) -> None:
         release.parse(TEXT.replace(missing, "X-Other"))
 
 
+@pytest.mark.parametrize("size", ["-17", "1_7", "\u0661", "9" * 19, "x"])
+def test_a_size_that_is_none_is_refused(size: str) -> None:
+    with pytest.raises(ValueError, match="main/binary-amd64/Packages has no size"):
+        release.parse(TEXT.replace(" aa 17 ", f" aa {size} "))
+
+
 @pytest.mark.parametrize(
     "date",
     [
@@ -67,6 +76,67 @@ def test_the_last_date_that_can_be_told() -> None:
     told = replace(told, valid_until=None)
     with pytest.raises(Failure, match="Fri, 31 Dec 9999 23:59:59 UTC, in the future"):
         release.check(told, "bookworm-security", "x", 1_800_000_000)
+
+
+BEGIN, MIDDLE, END = (
+    "-----BEGIN PGP SIGNED MESSAGE-----\nHash: SHA512\n\n",
+    "-----BEGIN PGP SIGNATURE-----\n\niHUEARYK\n=abcd\n",
+    "-----END PGP SIGNATURE-----\n",
+)
+
+
+@pytest.mark.parametrize(
+    ("text", "framed"),
+    [
+        (f"{BEGIN}A: 1\n- -----BEGIN PGP SIGNATURE-----\n{MIDDLE}{END}", True),
+        (f"{BEGIN}A: 1\n{MIDDLE}{END}\n\n", True),
+        (f"A: 0\n{BEGIN}A: 1\n{MIDDLE}{END}", False),
+        (f"{BEGIN}A: 1\n{MIDDLE}{END}A: 2\n", False),
+        (f"{BEGIN}A: 1\n{MIDDLE}{END}{BEGIN}A: 1\n{MIDDLE}{END}", False),
+        (f"{BEGIN}A: 1\n{MIDDLE}{END}{MIDDLE}{END}", False),
+        (f"{BEGIN}A: 1\n-----BEGIN PGP MESSAGE-----\n{MIDDLE}{END}", False),
+        (f"{BEGIN}A: 1\n{MIDDLE}", False),
+        (f"{BEGIN}A: 1\n", False),
+        ("", False),
+    ],
+)
+def test_only_one_signed_text_and_nothing_around_it_is_read(text: str, framed: bool) -> None:
+    assert release.is_framed(text.encode()) is framed
+
+
+def test_who_signed_is_told_by_primary_key_and_only_for_good_signatures() -> None:
+    status = "".join(
+        f"[GNUPG:] NEWSIG\n[GNUPG:] {kind} {sub} who\n"
+        f"[GNUPG:] VALIDSIG {sub} 2026-01-01 1 0 4 0 22 8 01 {key}\n"
+        for kind, sub, key in (
+            ("GOODSIG", "S1", "K1"),
+            ("EXPKEYSIG", "S2", "K2"),
+            ("GOODSIG", "S3", "K3"),
+            ("REVKEYSIG", "S4", "K4"),
+            ("GOODSIG", "S5", "K1"),
+        )
+    )
+    assert release.good_keys(f"{status}[GNUPG:] NEWSIG\n[GNUPG:] ERRSIG S6 22\n") == ("K1", "K3")
+
+
+@pytest.mark.parametrize("suffix", [".xz", ".gz", ""])
+def test_an_index_is_unpacked_as_far_as_its_signed_size(suffix: str) -> None:
+    packers: dict[str, Callable[[bytes], bytes]] = {".xz": lzma.compress, ".gz": gzip.compress, "": bytes}
+    pack = packers[suffix]
+    packed = pack(b"Package: a\n") + (pack(b"Package: b\n") if suffix else b"")
+    size = len(b"Package: a\n") * (2 if suffix else 1)
+    name = f"main/binary-amd64/Packages{suffix}"
+    assert resolve.unpacked(name, packed, size).startswith(b"Package: a\n")
+    assert len(resolve.unpacked(name, packed, size)) == size
+    with pytest.raises(ValueError, match=f"unpacks to more than the {size - 1} bytes"):
+        resolve.unpacked(name, packed, size - 1)
+
+
+@pytest.mark.parametrize("suffix", [".xz", ".gz"])
+@pytest.mark.parametrize("data", [b"neither one nor the other", lzma.compress(bytes(999))[:60]])
+def test_a_damaged_index_is_told(suffix: str, data: bytes) -> None:
+    with pytest.raises(ValueError, match="cannot be unpacked"):
+        resolve.unpacked(f"Packages{suffix}", data, 999)
 
 
 def test_the_smallest_readable_form_of_an_index_is_taken() -> None:

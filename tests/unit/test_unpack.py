@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gzip
+import hashlib
 import io
 import struct
 import tarfile
@@ -12,7 +13,7 @@ import pytest
 
 from build import debootstrap, initramfs
 from build.debootstrap import tidy, unpack
-from build.debootstrap.unpack import Unpacked, UnsupportedPackage
+from build.debootstrap.unpack import ChangedPackage, Unpacked, UnsupportedPackage
 from build.engine.resolution import Package, Resolution
 from build.engine.settings import Loaded, Settings
 from build.tools import nosync
@@ -178,9 +179,22 @@ def test_a_size_that_is_none_is_refused(size: bytes) -> None:
 )
 def test_a_package_that_is_broken_inside_is_left_to_dpkg(name: str, content: bytes, tmp_path: Path) -> None:
     header = b"%-16s%-12d%-6d%-6d%-8s%-10d`\n" % (name.encode(), 0, 0, 0, b"100644", len(content))
-    (tmp_path / "a.deb").write_bytes(b"!<arch>\n" + header + content)
+    data = b"!<arch>\n" + header + content
+    (tmp_path / "a.deb").write_bytes(data)
     with pytest.raises(UnsupportedPackage, match=r"a\.deb is broken"):
-        unpack.control_of(tmp_path / "a.deb")
+        unpack.control_of(tmp_path / "a.deb", hashlib.sha256(data).hexdigest())
+
+
+def test_what_is_read_of_a_package_is_what_was_checked(tmp_path: Path) -> None:
+    path = tmp_path / "a.deb"
+    path.write_bytes(b"signed")
+    digest = hashlib.sha256(b"signed").hexdigest()
+    file = unpack.signed(path, digest)
+    with path.open("r+b") as swapped:
+        swapped.write(b"forged")
+    assert file.read() == b"signed"
+    with pytest.raises(ChangedPackage, match=r"a\.deb"):
+        unpack.signed(path, digest)
 
 
 def test_what_differs_from_the_set_is_told() -> None:

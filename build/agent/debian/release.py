@@ -26,6 +26,7 @@ KEYRINGS = tuple(
 )
 END_OF_TIME = 253402300800
 """Seconds from 1970 to the year 10000, which nothing here can write down."""
+SIGNATURE_END = b"\n-----END PGP SIGNATURE-----"
 CLOCK_SLACK = 60
 """Seconds that a mirror's clock may be ahead of ours."""
 
@@ -34,6 +35,7 @@ CLOCK_SLACK = 60
 class Release:
     """What a verified InRelease says."""
 
+    origin: str
     suite: str
     codename: str
     date: int
@@ -48,6 +50,15 @@ class Release:
     """SHA-256 and size of each file, by path below the suite."""
 
 
+@dataclass(frozen=True)
+class Signed:
+    """What of an InRelease is signed, and by whom."""
+
+    text: str
+    signers: tuple[str, ...]
+    """Fingerprints of the primary keys that made a good signature."""
+
+
 def parse(text: str) -> Release:
     """Read the signed text of an InRelease; raises ValueError when a field that must be there is not."""
     (fields,) = debian.stanzas(text.strip() + "\n") or ({},)
@@ -57,8 +68,11 @@ def parse(text: str) -> Release:
     for line in fields["SHA256"].split("\n"):
         if line.strip():
             digest, size, path = line.split()
+            if not re.fullmatch("[0-9]{1,18}", size):
+                raise ValueError(f"{path} has no size")
             files[path] = (digest, int(size))
     return Release(
+        origin=fields.get("Origin", ""),
         suite=fields.get("Suite", ""),
         codename=fields.get("Codename", ""),
         date=seconds(fields["Date"]),
@@ -99,26 +113,57 @@ def keyring(asked: str) -> Path:
     )
 
 
-def verify(data: bytes, keys: Path, where: str) -> str:
+def is_framed(data: bytes) -> bool:
+    """Tell whether a file is one clear-signed text (RFC 9580, 7) and nothing else.
+
+    gpgv skips what stands around it, and unpacks a packed message before it looks at any signature: one of
+    some KiB fills the memory.
+    """
+    text, _, signature = data.rstrip().partition(b"\n-----BEGIN PGP SIGNATURE-----")
+    return (
+        text.startswith(b"-----BEGIN PGP SIGNED MESSAGE-----")
+        and b"\n-----" not in text
+        and signature.find(b"\n-----") == len(signature) - len(SIGNATURE_END)
+        and signature.endswith(SIGNATURE_END)
+    )
+
+
+def verify(data: bytes, keys: Path, where: str) -> Signed:
     """Check the signature of an InRelease and return the text that is signed.
 
     Raises Failure unless a key of the keyring made a good signature.
     """
-    begin = data.find(b"-----BEGIN PGP SIGNED MESSAGE-----")
-    if begin < 0:
+    if not is_framed(data):
         raise Failure(f"{where} is not a signed file", "check the mirror: something else answers for it")
     with process.nameless(data) as signed, process.nameless(_binary(keys)) as ring:
         # A path with a slash: gpgv looks for a bare name elsewhere.
         line = ["gpgv", "--status-fd", "2", "--keyring", f"/proc/self/fd/{ring}", "--output", "-"]
         done = process.run([*line, f"/proc/self/fd/{signed}"], check=False, pass_fds=(ring, signed))
     said = re.findall(r"^\[GNUPG:\] (\w+) ?(\S*)", done.stderr, re.M)
-    kinds = {kind for kind, _ in said}
     # A file signed by several keys is good when one of ours signed it and no signature is broken.
-    if "VALIDSIG" in kinds and "GOODSIG" in kinds and "BADSIG" not in kinds and done.stdout:
-        return done.stdout
+    signers = good_keys(done.stderr)
+    if signers and "BADSIG" not in {kind for kind, _ in said} and done.stdout:
+        return Signed(done.stdout, signers)
     if not shutil.which("gpgv", path=process.PATH):
         raise Failure("gpgv is missing on this host", "install gpgv")
     raise _rejected(where, keys, said)
+
+
+def good_keys(status: str) -> tuple[str, ...]:
+    """Fingerprints of the primary keys of every good signature in gpgv's status lines.
+
+    The signature of an expired or revoked key has VALIDSIG, too, but no GOODSIG before it.
+    """
+    found, good = [], False
+    for line in status.split("\n"):
+        words = line.split(" ")
+        if words[:2] == ["[GNUPG:]", "NEWSIG"]:
+            good = False
+        elif words[:2] == ["[GNUPG:]", "GOODSIG"]:
+            good = True
+        elif words[:2] == ["[GNUPG:]", "VALIDSIG"] and good:
+            found.append(words[-1])
+    return tuple(dict.fromkeys(found))
 
 
 def _rejected(where: str, keys: Path, said: Iterable[tuple[str, str]]) -> Failure:

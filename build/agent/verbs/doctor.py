@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import email.utils
 import http.client
 import os
 import re
@@ -293,17 +292,17 @@ def _fetch(context: CheckContext, mirror: str, suite: str) -> Fetched:
     """Fetch an InRelease. Raises Absent when the mirror has none, Failure when nothing sound answers."""
     source, url = web.Source(context.settings["apt_proxy"]), f"{mirror}/dists/{suite}/InRelease"
     try:
-        with web.opened(url, source, {"Cache-Control": "max-age=0"}) as answer:
-            return Fetched(suite, url, answer.body.read(), answer.headers.get("date"))
-    except (OSError, http.client.HTTPException, web.HttpStatusError) as error:
+        with web.opened(url, source, web.RELEASE, {"Cache-Control": "max-age=0"}) as answer:
+            return Fetched(suite, url, answer.body.whole(), answer.headers.get("date"))
+    except (OSError, http.client.HTTPException) as error:
         raise web.failure(url, source, error) from error
 
 
 def _judge(context: CheckContext, name: str, found: Fetched) -> Check:
     """Check signature, suite and dates of what was fetched."""
     try:
-        text = release.verify(found.body, release.keyring(context.settings["keyring"]), found.url)
-        told = release.parse(text)
+        signed = release.verify(found.body, release.keyring(context.settings["keyring"]), found.url)
+        told = release.parse(signed.text)
         release.check(told, found.suite, found.url, time.time())
     except Failure as failure:
         return Check(name, False, failure.message, failure.hint)
@@ -313,9 +312,10 @@ def _judge(context: CheckContext, name: str, found: Fetched) -> Check:
 
 
 def _clock(context: CheckContext, date: str | None) -> Iterator[Check]:
-    """Compare the clock with an HTTP Date header (RFC 9110, 6.6.1); a file:// mirror has none."""
-    moment = email.utils.parsedate_to_datetime(date).timestamp() if date else None
-    if moment is None:
+    """Compare the clock with an HTTP Date header (RFC 9110, 6.6.1), where there is one that can be read."""
+    try:
+        moment = release.seconds(date or "")
+    except ValueError:
         return
     ahead = time.time() - moment
     state = (
@@ -323,7 +323,9 @@ def _clock(context: CheckContext, date: str | None) -> Iterator[Check]:
         if abs(ahead) <= SKEW
         else f"is {abs(ahead):.0f} s {'fast' if ahead > 0 else 'slow'}"
     )
-    yield Check("clock", abs(ahead) <= SKEW, state, context.as_root(f"date --utc --set='{date}'"))
+    yield Check(
+        "clock", abs(ahead) <= SKEW, state, context.as_root(f"date --utc --set='{release.utc(moment)}'")
+    )
 
 
 def leftovers(context: CheckContext) -> Iterator[Check]:

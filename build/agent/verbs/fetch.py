@@ -12,21 +12,22 @@ import threading
 import time
 from collections.abc import Mapping, Sequence
 from concurrent.futures import FIRST_EXCEPTION, ThreadPoolExecutor, wait
+from http import HTTPStatus
 from pathlib import Path
 from typing import Any
 
 from build import debian, wire
 from build.agent import store
 from build.agent.debian import web
-from build.agent.debian.web import Source
+from build.agent.debian.web import Limit, Source
 from build.agent.events import Emit, Failure
 
 WORKERS = 6
 """Connections at a time: enough to fill a line, few enough for a mirror."""
 ROOTS = Path(store.ROOT_LOCATION) / "debs"
 """Where root keeps packages by default; an ordinary user's build takes what is there from there."""
-CHUNK = 1 << 18
 MIB = 1 << 20
+OUT_OF_RANGE = HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
 
 
 class Meter:
@@ -155,6 +156,9 @@ def _bring(package: Mapping[str, Any], folder: Path, source: Source, meter: Mete
                 digest = _receive(package, part, source, meter)
                 break
             except (OSError, http.client.HTTPException) as error:
+                if isinstance(error, web.TooMuch) or getattr(error, "status", None) == OUT_OF_RANGE:
+                    # What has come is no part of that file.
+                    part.unlink()
                 if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
                     raise _full(folder, package["size"], shutil.disk_usage(folder).free) from error
                 if pause is None or not web.is_passing(error):
@@ -195,19 +199,19 @@ def _receive(package: Mapping[str, Any], part: Path, source: Source, meter: Mete
         try:
             headers = {"Range": f"bytes={have}-"} if have else {}
             if have < size:
-                with web.opened(package["url"], source, headers) as answer:
+                with web.opened(package["url"], source, Limit.of(size), headers) as answer:
                     if answer.offset != have:
                         # A server without ranges starts over.
                         file.truncate(0)
                         meter.add(-have)
                         counted = 0
-                    while counted <= size and (chunk := answer.body.read(CHUNK)):
+                    while chunk := answer.body.read(web.CHUNK):
                         if meter.stopped.is_set():
                             return None
                         file.write(chunk)
                         counted += len(chunk)
                         meter.add(len(chunk))
-                if counted < size:
+                if counted < size and "content-length" not in answer.headers:
                     raise http.client.IncompleteRead(b"", size - counted)
             file.flush()
             file.seek(0)

@@ -9,14 +9,18 @@ from __future__ import annotations
 
 import contextlib
 import difflib
+import fcntl
 import gzip
 import hashlib
+import io
 import json
 import lzma
+import os
 import re
 import tempfile
 import time
-from collections.abc import Iterable, Mapping, Sequence
+import zlib
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +30,7 @@ from build import debian, wire
 from build.agent import files, process
 from build.agent.debian import release, web
 from build.agent.debian.release import Release
-from build.agent.debian.web import Absent, Source
+from build.agent.debian.web import Absent, Limit, Source
 from build.agent.events import Emit, Failure
 
 SOLVER = 3
@@ -34,6 +38,12 @@ SOLVER = 3
 
 BASE = frozenset({"apt", "usr-is-merged"})
 """Added to every base: apt, and what says that /usr is merged (else `usrmerge` comes, with its Perl)."""
+
+
+UNLISTED = 1 << 28
+"""Bytes that an index may have unpacked when only its packed form is signed."""
+STALE = 14 * 86400
+"""Seconds after which a security suite without news is worth a word; Debian's gets some every few days."""
 
 
 @dataclass(frozen=True)
@@ -44,6 +54,8 @@ class Archive:
     mirror: str
     source: Source
     release: Release
+    signers: tuple[str, ...]
+    """Fingerprints of the keys that signed it."""
     sha256: str
     """Of the InRelease as it was served."""
 
@@ -57,7 +69,7 @@ def run(request: wire.Resolve, emit: Emit) -> dict[str, Any]:
     """Answer the package set for this request, its epoch, and when the mirror was asked.
 
     Request: suite, arch, components, mirror, security_mirror, security, keyring, apt_proxy, packages,
-    store (a writable folder), frozen. Answer: packages (name, version, arch, sha256, size, url,
+    store (a writable folder), frozen, accept_older. Answer: packages (name, version, arch, sha256, size, url,
     essential), epoch, checked, changed, dates (seconds, by suite), default_mirror.
     Raises Failure before any package is downloaded when mirror, suite or a package is not as asked.
     """
@@ -175,6 +187,13 @@ def _archives(request: wire.Resolve, store: Path, emit: Emit) -> list[Archive]:
         )
     for archive in found:
         release.check(archive.release, archive.suite, f"{archive.where}/InRelease", time.time())
+    for note in remember(found, store, accept_older=request.accept_older):
+        emit("note", text=note)
+    for archive in found:
+        age = time.time() - archive.release.date
+        if archive.suite == f"{suite}-security" and age > STALE:
+            dated = f"{release.utc(archive.release.date)}, {age // 86400:.0f} days ago"
+            emit("note", text=f"{archive.where} is of {dated}: its mirror may hold updates back")
     if not request.security:
         emit("note", text=f"built without {suite}-security: security is switched off")
     return found
@@ -187,7 +206,7 @@ def _no_suite(name: str, suite: str, mirror: str, source: Source) -> Failure:
         )
     for known in ("dists/stable/InRelease", "dists/stable/Release", "dists/", "dists/sid/InRelease"):
         try:
-            web.get(f"{mirror}/{known}", source)
+            web.get(f"{mirror}/{known}", source, web.RELEASE)
         except Absent:
             continue
         return Failure(f"mirror {mirror} has no suite {suite}", f"look into {mirror}/dists/ for what it has")
@@ -205,30 +224,64 @@ def _archive(suite: str, mirrors: Sequence[str], source: Source, keys: Path, sto
 
 
 def _verified(suite: str, mirror: str, source: Source, keys: Path, store: Path) -> Archive:
-    """Fetch one InRelease if it changed, verify it, and refuse one that is older than the last one."""
+    """Fetch one InRelease if it changed, and verify it."""
     url = f"{mirror}/dists/{suite}/InRelease"
     file = store / "releases" / f"{hashlib.sha256(url.encode()).hexdigest()[:32]}.json"
     seen = _read(file)
     known = seen["validators"] if seen else {}
-    answer = web.get(url, source, known)
+    answer = web.get(url, source, web.RELEASE, known)
     if answer.body is None and seen:
         body, validators = seen["text"].encode("utf-8", "surrogateescape"), seen["validators"]
     else:
         body, validators = answer.body or b"", answer.validators
-    text = release.verify(body, keys, url)
+    signed = release.verify(body, keys, url)
     try:
-        told = release.parse(text)
+        told = release.parse(signed.text)
     except ValueError as error:
         raise Failure(f"{url} cannot be read: {error}", "use another mirror") from error
-    if seen and told.date < seen["date"]:
-        raise Failure(
-            f"{url} went back in time: {release.utc(told.date)}, after {release.utc(seen['date'])} was seen",
-            f"try again later or use another mirror; if it was set back on purpose, remove {file}",
-        )
     if not seen or answer.body is not None:
-        kept = {"url": url, "date": told.date, "validators": dict(validators)}
+        kept = {"url": url, "validators": dict(validators)}
         _write(file, {**kept, "text": body.decode("utf-8", "surrogateescape")})
-    return Archive(suite, mirror, source, told, hashlib.sha256(body).hexdigest())
+    return Archive(suite, mirror, source, told, signed.signers, hashlib.sha256(body).hexdigest())
+
+
+def remember(archives: Sequence[Archive], store: Path, *, accept_older: bool) -> list[str]:
+    """Note the newest Date of each suite by who signs it, so that no mirror can go behind another one.
+
+    Raises Failure for a suite that is older than one seen before, wherever that was; with `accept_older`
+    answers what there is to say of it.
+    """
+    file, notes = store / "releases" / "seen.json", []
+    with _locked(file.parent):
+        newest: dict[str, int] = _read(file) or {}
+        before = dict(newest)
+        for archive in archives:
+            date = archive.release.date
+            keys = [f"{signer} {archive.suite} {archive.release.origin}" for signer in archive.signers]
+            last = max(newest.get(key, 0) for key in keys)
+            if date < last:
+                dates = f"of {release.utc(date)}, not {release.utc(last)}"
+                older = f"{archive.where} is older than what was seen before: {dates}"
+                if not accept_older:
+                    raise Failure(
+                        older, "use a mirror that is kept up to date; accept_older: true takes it on purpose"
+                    )
+                notes.append(f"{older}; it is taken because accept_older is set")
+            newest |= {key: max(date, newest.get(key, 0)) for key in keys}
+        if newest != before:
+            _write(file, newest)
+    return notes
+
+
+@contextlib.contextmanager
+def _locked(folder: Path) -> Iterator[None]:
+    """Keep other builds of the same LOCATION out."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
 
 
 # --- the indices -----------------------------------------------------------------------------------
@@ -262,7 +315,12 @@ def _index(archive: Archive, path: str, folder: Path) -> Index:
     if hashlib.sha256(data).hexdigest() != digest:
         data = _signed(archive, name, digest, size)
         files.write(kept, data)
-    return Index(archive, path, _unpacked(name, data).decode("utf-8", "replace"))
+    _, plain = archive.release.files.get(path, ("", UNLISTED))
+    try:
+        text = unpacked(name, data, plain)
+    except ValueError as error:
+        raise Failure(f"{archive.where}/{name} {error}", "use another mirror") from error
+    return Index(archive, path, text.decode("utf-8", "replace"))
 
 
 def _signed(archive: Archive, name: str, digest: str, size: int) -> bytes:
@@ -274,7 +332,7 @@ def _signed(archive: Archive, name: str, digest: str, size: int) -> bytes:
     seen = "is missing"
     for url in urls:
         try:
-            data = web.get(url, archive.source).body or b""
+            data = web.get(url, archive.source, Limit.of(size)).body or b""
         except Absent:
             continue
         if hashlib.sha256(data).hexdigest() == digest:
@@ -285,10 +343,19 @@ def _signed(archive: Archive, name: str, digest: str, size: int) -> bytes:
     )
 
 
-def _unpacked(name: str, data: bytes) -> bytes:
-    if name.endswith(".xz"):
-        return lzma.decompress(data)
-    return gzip.decompress(data) if name.endswith(".gz") else data
+def unpacked(name: str, data: bytes, size: int) -> bytes:
+    """Unpack an index by the suffix of its name; raises ValueError behind `size` bytes, and for damage."""
+    packed = io.BytesIO(data)
+    try:
+        if name.endswith(".xz"):
+            text = lzma.open(packed).read(size + 1)
+        else:
+            text = (gzip.open(packed) if name.endswith(".gz") else packed).read(size + 1)
+    except (EOFError, OSError, lzma.LZMAError, zlib.error) as error:
+        raise ValueError(f"cannot be unpacked: {error}") from error
+    if len(text) > size:
+        raise ValueError(f"unpacks to more than the {size} bytes that are signed")
+    return text
 
 
 # --- the set ---------------------------------------------------------------------------------------
