@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import tempfile
+from collections.abc import Iterator
 from pathlib import Path
 
 
@@ -13,6 +15,19 @@ def read(path: str | Path) -> str:
         return Path(path).read_text(encoding="utf-8", errors="replace")
     except OSError:
         return ""
+
+
+@contextlib.contextmanager
+def neutral(folder: Path) -> Iterator[tuple[Path, int]]:
+    """Give a path of a folder that has no odd character, whatever its name, for us and for a child of ours.
+
+    It holds while the descriptor, which comes along, is open: the child must inherit it.
+    """
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield Path(f"/proc/self/fd/{handle}"), handle
+    finally:
+        os.close(handle)
 
 
 def write(path: Path, data: bytes) -> None:

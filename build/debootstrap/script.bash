@@ -14,10 +14,12 @@ stage=$ROOT/.stage # beside the tree, so that files are moved and never copied
 repository=$WORK/repository
 diversions=$ROOT/var/lib/dpkg/diversions
 
-# the mounts of a tool go with it
-alone() { unshare --mount --propagation private "$@"; }
+# the mounts of a tool go with it, and mmdebstrap wants numbers of one digit for its own descriptors
+alone() { unshare --mount --propagation private "$@" 8<&-; }
 
+# no tool takes a space in the path of a repository
 make_base() {
+    local neutral=/proc/$$/fd/8
     case $TOOL in
         mmdebstrap)
             # shellcheck disable=SC2016  # expanded by the tool's own shell
@@ -25,16 +27,16 @@ make_base() {
                 --architectures="$ARCH" --skip=check/empty,check/qemu,output/dev \
                 --setup-hook='for name in '"$LINKS"'; do mkdir -p "$1/usr/$name"; done' \
                 --setup-hook='for name in '"$LINKS"'; do ln -s "usr/$name" "$1/$name"; done' \
-                "$SUITE" "$ROOT" "deb [trusted=yes] copy:$repository $SUITE main"
+                "$SUITE" "$ROOT" "deb [trusted=yes] copy:$neutral $SUITE main"
             ;;
         debootstrap)
             # "lxc" is how it learns that device nodes cannot be made, as in a user namespace
             container=lxc alone debootstrap --variant=minbase --arch="$ARCH" --no-check-gpg \
-                "$SUITE" "$ROOT" "file://$repository"
+                "$SUITE" "$ROOT" "file://$neutral"
             "$PYTHON" -I "$FILES/unpack.py" restore "$wanted" "$ROOT"
             ;;
     esac
-}
+} 8<"$repository"
 
 # dpkg's or apt's own account of what it does: descriptor 9
 configure() {

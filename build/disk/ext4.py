@@ -245,7 +245,6 @@ def main(
         asked = json.load(file)
     place = next(row for row in plan["partitions"] if row["role"] == "root")
     offset, epoch = place["start"] * SECTOR, plan["epoch"]
-    target = f"{image}?offset={offset}"
     tools = Tools(root, asked, epoch, conf)
     with open(image, "wb") as disk:
         disk.truncate(plan["size"])
@@ -261,8 +260,11 @@ def main(
     if grub:
         commands += add_file(root, "/boot/grub", "grub.cfg", grub, epoch)
     commands += settle_root(os.stat(root), epoch)
-    edit(tools, target, commands)
-    tools.run("e2fsck", "-fn", target)
+    with open(image, "rb") as disk:
+        # What follows the first "?" of a name is an option to them: this name has one of ours only.
+        target = f"/proc/{os.getpid()}/fd/{disk.fileno()}?offset={offset}"
+        edit(tools, target, commands)
+        tools.run("e2fsck", "-fn", target)
 
 
 if __name__ == "__main__":
