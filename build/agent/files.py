@@ -29,6 +29,19 @@ def opener(private: bool) -> Callable[[str, int], int]:
     return lambda path, flags: os.open(path, flags, 0o600 if private else 0o666)
 
 
+@contextlib.contextmanager
+def neutral(folder: Path) -> Iterator[tuple[Path, int]]:
+    """Give a path of a folder that has no odd character, whatever its name, for us and for a child of ours.
+
+    It holds while the descriptor, which comes along, is open: the child must inherit it.
+    """
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield Path(f"/proc/self/fd/{handle}"), handle
+    finally:
+        os.close(handle)
+
+
 def write(path: Path, data: bytes, mode: int = 0o644) -> None:
     """Write aside and rename: a file is old or new, never half. Its folder is made; raises OSError."""
     path.parent.mkdir(parents=True, exist_ok=True)

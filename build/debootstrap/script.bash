@@ -15,17 +15,20 @@ repository=$WORK/repository
 diversions=$ROOT/var/lib/dpkg/diversions
 
 # alone TOOL [ARGUMENT...]: run a tool whose mounts go with it. Its chroot(8) is ours, wherever it looks for it,
-# and what is unpacked meanwhile is not for the tree's programs.
+# and what is unpacked meanwhile is not for the tree's programs. mmdebstrap wants numbers of one digit for its own
+# descriptors.
 alone() {
     # shellcheck disable=SC2016  # expanded by the inner shell
     unshare --mount --propagation private sh -euc '
         mount --bind "$FILES/chroot" "$(command -v chroot)"
         mount -t tmpfs -o ro tmpfs "$0"
         exec "$@"
-    ' "$stage" "$@"
+    ' "$stage" "$@" 8<&-
 }
 
+# no tool takes a space in the path of a repository
 make_base() {
+    local neutral=/proc/$$/fd/8
     case $TOOL in
         mmdebstrap)
             # shellcheck disable=SC2016  # expanded by the tool's own shell
@@ -33,16 +36,16 @@ make_base() {
                 --architectures="$ARCH" --skip=check/empty,check/qemu,output/dev \
                 --setup-hook='for name in '"$LINKS"'; do mkdir -p "$1/usr/$name"; done' \
                 --setup-hook='for name in '"$LINKS"'; do ln -s "usr/$name" "$1/$name"; done' \
-                "$SUITE" "$ROOT" "deb [trusted=yes] copy:$repository $SUITE main"
+                "$SUITE" "$ROOT" "deb [trusted=yes] copy:$neutral $SUITE main"
             ;;
         debootstrap)
             # "lxc" is how it learns that device nodes cannot be made, as in a user namespace
             container=lxc alone debootstrap --variant=minbase --arch="$ARCH" --no-check-gpg \
-                "$SUITE" "$ROOT" "file://$repository"
+                "$SUITE" "$ROOT" "file://$neutral"
             "$PYTHON" -I "$FILES/unpack.py" restore "$wanted" "$ROOT"
             ;;
     esac
-}
+} 8<"$repository"
 
 # dpkg's or apt's own account of what it does: descriptor 9
 configure() {

@@ -213,13 +213,15 @@ class Settings(Part):
 
     @field_validator("location", "mountpoint", "imageloc", "keyring")
     @classmethod
-    def _check_absolute(cls, value: str) -> str:
+    def _check_absolute(cls, value: str, info: ValidationInfo) -> str:
         if value == "/":
             raise ValueError("the root directory of the host cannot be used")
         if value and (not value.startswith("/") or os.path.normpath(value) != value.rstrip("/")):
             raise ValueError("use an absolute path without '..'")
-        if any(char in value for char in ":,\n\\"):
-            raise ValueError("a path with ':', ',', a backslash or a newline cannot be mounted")
+        if re.search(r"[\n\t]", value):
+            raise ValueError("a path with a newline or a tab has no place in a line of a log")
+        if info.field_name == "mountpoint" and re.search(r"[:,\"\\]", value):
+            raise ValueError("a path with ':', ',', '\"' or a backslash cannot be told to apt")
         return value.rstrip("/")
 
     @field_validator("cloudstack_release")

@@ -13,6 +13,7 @@ import pytest
 
 from tests import cli, ordinary
 from tests.images import STEPS, TINY, Built, copied_resolution, sha256
+from tests.root.test_layers import ODD
 
 pytestmark = pytest.mark.root
 CHECKOUT = cli.CHECKOUT
@@ -30,6 +31,23 @@ def test_a_build_tells_each_step_and_leaves_image_manifest_and_sum(tiny: Built) 
     assert {"linux-image-amd64", "openssh-server"} <= {
         package["name"] for package in tiny.manifest["packages"]
     }
+
+
+def test_a_location_may_have_any_name(tiny: Built, tmp_path: Path) -> None:
+    """The same bytes, from either tool; converted, shown and removed there, too."""
+    place = tmp_path / "a b" / ODD
+    place.parent.mkdir()
+    copied_resolution(tiny, place)
+    flags = (*TINY, "--set", f"location={place}")
+    cli.succeed("build", *flags, "--frozen", "--formats", "qcow2")
+    assert sha256(place / "tiny.img") == sha256(tiny.image)
+    assert (place / "tiny.qcow2").exists()
+    assert cli.succeed("shell", *flags, "--command", "cat /etc/hostname") == "tiny\n"
+    states = cli.states(cli.succeed("debootstrap", *flags, "--frozen", "--set", "bootstrap=debootstrap"))
+    assert states["debootstrap"] == "built"
+    cli.succeed("resolve", *flags)
+    cli.succeed("clean", "--all", *flags)
+    assert [path.name for path in place.iterdir()] == ["lock"]
 
 
 def test_nothing_changed_means_all_cached(tiny: Built) -> None:

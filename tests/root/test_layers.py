@@ -48,11 +48,15 @@ LISTING = r"find . -mindepth 1 -printf '%p %y %m %U:%G %s;' | tr ';' '\n' | sort
 LOOK = Step("look", f'cd "$ROOT"; note "$({LISTING})"')
 
 
+ODD = "-lo'ca\"ti,o:n\\;é?%20$"
+"""Name of a folder that most tools would take for more than one word, or less."""
+
+
 @pytest.fixture(params=["root", "root-copy", "user", "user-copy"])
 def somewhere(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[tuple[Agent, dict[str, Any]]]:
     """An agent and a place of its own, of each kind."""
     mode, _, copied = str(request.param).partition("-")
-    location, tables = tmp_path / "location", tmp_path / "tables"
+    location, tables = tmp_path / ODD, tmp_path / "tables"
     location.mkdir()
     tables.mkdir()
     prefix = []

@@ -135,7 +135,8 @@ def test_size_is_made_even(load: Load, asked: int, got: int) -> None:
         ("location: images", "image.yaml:1: location: use an absolute path"),
         ("location: /", "image.yaml:1: location: the root directory"),
         ("mountpoint: /a/../b", "image.yaml:1: mountpoint: use an absolute path"),
-        ("location: '/a:b'", "image.yaml:1: location: a path with ':'"),
+        ('location: "/a\\nb"', "image.yaml:1: location: a path with a newline"),
+        ("mountpoint: '/mnt/a:b'", "image.yaml:1: mountpoint: a path with ':'"),
         ("mountpoint: /mnt/x\nimageloc: /mnt/x/y.img", "imageloc lies below mountpoint"),
         (
             "debian_mirror: mirror.example",

@@ -497,12 +497,14 @@ def _simulate(folder: Path, indices: Sequence[Index], archs: Sequence[str], name
         )
     (folder / "sources.list").write_text("".join(sorted(sources)), encoding="utf-8")
     (folder / "status").touch()
-    (folder / "apt.conf").write_text(_configuration(folder, archs), encoding="utf-8")
-    done = process.run(
-        ["apt-get", "--simulate", "--quiet", "--no-install-recommends", "install", *names],
-        check=False,
-        env={"APT_CONFIG": str(folder / "apt.conf")},
-    )
+    with files.neutral(folder) as (path, handle):  # apt.conf(5) knows no way to write a quote
+        (folder / "apt.conf").write_text(_configuration(path, archs), encoding="utf-8")
+        done = process.run(
+            ["apt-get", "--simulate", "--quiet", "--no-install-recommends", "install", *names],
+            check=False,
+            env={"APT_CONFIG": str(path / "apt.conf")},
+            pass_fds=(handle,),
+        )
     if done.returncode:
         raise Failure(
             f"the packages cannot be installed together: {complaint(done.stdout + done.stderr)}",
