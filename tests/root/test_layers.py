@@ -86,24 +86,20 @@ def test_what_is_finished_is_cached(somewhere: tuple[Agent, dict[str, Any]]) -> 
     assert progress[0] == {"event": "progress", "label": "base", "done": 1, "total": 2}
 
 
-BORROWED = Step(
-    "borrowed",
-    """
+def borrowing(name: str, script: str) -> Step:
+    """A step in a tree whose programs are the host's."""
+    begin = """
 mkdir -p "$ROOT"/{proc,sys,dev,run,tmp,usr}
 ln -s usr/bin usr/lib usr/lib64 "$ROOT"
 mount --bind /usr "$ROOT/usr"
-note "$(in_tree env | tr '\\n' ' ')"
-umount "$ROOT/usr"
-""",
-    bootstrap=True,
-)
-"""A tree whose programs are the host's."""
+"""
+    return Step(name, f'{begin}{script}\numount "$ROOT/usr"\n', bootstrap=True)
 
 
 def test_programs_of_the_tree_are_not_told_where_the_host_keeps_it(tmp_path: Path) -> None:
     agent, where = Agent(), place(tmp_path)
     try:
-        (built,) = build(agent, where, [BORROWED])
+        (built,) = build(agent, where, [borrowing("told", "note \"$(in_tree env | tr '\\n' ' ')\"")])
     finally:
         agent.close()
     (told,) = built["notes"]
