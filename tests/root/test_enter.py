@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from build.agent import enter, sandbox
+from tests.agent import CHECKOUT
 
 pytestmark = pytest.mark.root
 BORROW = 'mount --bind /usr "$0/usr"; exec "$@"'
@@ -96,6 +97,32 @@ def test_a_read_only_tree_is_so_but_for_what_is_mounted_in_it(tree: Path) -> Non
     subprocess.run([*argv[:at], *inner, *argv[at:]], check=True, stderr=subprocess.DEVNULL)
     assert (tree.parent / "share/x").read_text() == "x\n"
     assert not (tree / "x").exists()
+
+
+PROGRAM = """
+import sys
+from build import inside
+if sys.argv[2] == "enter":
+    inside.enter(sys.argv[1])
+else:
+    import os
+    os.chroot(sys.argv[1])
+import planted
+"""
+
+
+def test_a_program_of_ours_takes_no_code_from_the_tree(tree: Path, tmp_path: Path) -> None:
+    library = tree / "usr/lib/code"
+    library.mkdir(parents=True)
+    (library / "planted.py").write_text("print('run')")
+    argv = [sys.executable, "-c", f"import sys; sys.path.append('/usr/lib/code'){PROGRAM}", str(tree)]
+    said = {
+        how: subprocess.run([*argv, how], cwd=CHECKOUT, capture_output=True, text=True, check=False)
+        for how in ("enter", "plain")
+    }
+    assert said["plain"].stdout == "run\n"
+    assert said["enter"].stdout == ""
+    assert "No module named 'planted'" in said["enter"].stderr
 
 
 @pytest.mark.parametrize("name", ["proc", "sys", "dev", "run", "tmp"])

@@ -108,6 +108,37 @@ def test_programs_of_the_tree_are_not_told_where_the_host_keeps_it(tmp_path: Pat
     assert where["mountpoint"] not in told
 
 
+ASTRAY = Step(
+    "astray",
+    """
+ln -s "$OUTSIDE" "$ROOT/link"
+for path in "$ROOT/link" "$FILES/program" "$DEBS/new"; do
+    ! echo changed >"$path" || fail "$path was changed"
+done
+echo mine >"$WORK/mine"
+echo mine >"$ROOT/mine"
+note done
+""",
+    {"program": File(b"as it was brought")},
+)
+
+
+def test_a_link_of_the_tree_that_a_step_follows_changes_nothing_of_the_host(
+    somewhere: tuple[Agent, dict[str, Any]],
+) -> None:
+    agent, where = somewhere
+    outside = Path(where["location"]) / "outside"
+    outside.mkdir()
+    (outside / "file").write_text("the host's")
+    for path in (outside, outside / "file"):
+        os.chown(path, ordinary.UID, ordinary.UID)
+    variables = {"OUTSIDE": str(outside / "file"), "DEBS": str(outside)}
+    for layer in plan.layers([BASE, ASTRAY]):
+        told = agent.call("layer", **layer_request(where, layer, variables=variables))
+    assert told["notes"] == ["done"]
+    assert [(path.name, path.read_text()) for path in outside.iterdir()] == [("file", "the host's")]
+
+
 def test_a_failed_step_says_what_and_keeps_the_layers_below(somewhere: tuple[Agent, dict[str, Any]]) -> None:
     agent, where = somewhere
     broken = Step("broken", 'echo "some words"\nfalse "$ROOT"\n')
