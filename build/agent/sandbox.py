@@ -20,6 +20,7 @@ from build.agent.events import Emit, Failure
 
 ENTER = Path(__file__).with_name("enter.py")
 """Runs whatever belongs to a tree, in the tree; scripts find it as `$ENTER`."""
+PROTECT = Path(__file__).with_name("protect.py")
 ROOT_OPTIONS = "redirect_dir=off,metacopy=off,index=off"
 USER_OPTIONS = "userxattr"
 _NEVER_HIDDEN = (
@@ -176,6 +177,7 @@ def run(
     tree: Tree,
     script: str,
     *,
+    part: Path,
     variables: Mapping[str, str],
     log: Path,
     emit: Emit,
@@ -185,7 +187,8 @@ def run(
 ) -> Outcome:
     """Mount the tree, run the script as the first process of its namespaces, and gather what it says.
 
-    stdout and stderr go to `log`. `before` and `after` are shell lines around the script, in the same mounts.
+    Of the host's files, those below `part` can be changed in there. stdout and stderr go to `log`. `before`
+    and `after` are shell lines around the script, in the same mounts.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with files.scratch(place.location, ".run-") as folder:
@@ -193,7 +196,15 @@ def run(
         inner.write_text(script, encoding="utf-8", errors="surrogateescape")
         outer = folder / "enter.sh"
         outer.write_text(
-            _enter(place, tree, inner, {**variables, "ENTER": str(ENTER), "MODE": place.mode}, before, after),
+            _enter(
+                place,
+                tree,
+                inner,
+                part,
+                {**variables, "ENTER": str(ENTER), "MODE": place.mode},
+                before,
+                after,
+            ),
             encoding="utf-8",
         )
         with log.open("wb") as sink:
@@ -216,6 +227,7 @@ def _enter(
     place: BuildPaths,
     tree: Tree,
     script: Path,
+    part: Path,
     variables: Mapping[str, str],
     before: Sequence[str],
     after: Sequence[str],
@@ -229,6 +241,7 @@ def _enter(
             *exports,
             *mountpoint_lines(place),
             f"export ROOT={shlex.quote(str(place.mountpoint))}",
+            *_protected(part),
             *tree.mount(place),
             *before,
             f"bash {shlex.quote(str(script))}",
@@ -236,6 +249,17 @@ def _enter(
             "",
         ]
     )
+
+
+def _protected(part: Path) -> list[str]:
+    """Shell lines that make the host's files read-only but for `part`, and in there what a step brings."""
+    quoted = shlex.quote(str(part))
+    return [
+        f"mount --bind {quoted} {quoted}",
+        f"{shlex.join([sys.executable, '-I', '-S', '-B', str(PROTECT)])} {quoted}",
+        '[ -z "${FILES:-}" ] || mount -o bind,ro "$FILES" "$FILES"',
+        "mount -t tmpfs -o mode=1777 tmpfs /dev/shm  # where processes of Python share their locks",
+    ]
 
 
 def _follow(pipe: int, emit: Emit, label: str) -> Outcome:

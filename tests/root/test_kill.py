@@ -13,7 +13,7 @@ import pytest
 from build.engine import plan
 from build.engine.plan import Step
 from tests.agent import Agent, build, layer_request, place
-from tests.root.test_layers import BASE
+from tests.root.test_layers import BASE, borrowing
 
 pytestmark = pytest.mark.root
 
@@ -63,6 +63,23 @@ def assert_clean(location: Path, mark: str) -> None:
     assert not list((location / "cache/root").glob(".*"))
     assert not [path for path in location.iterdir() if path.name.startswith(".")]
     again.close()
+
+
+@pytest.mark.parametrize("how", [signal.SIGKILL, signal.SIGTERM])
+def test_nothing_is_left_of_a_program_of_the_tree(how: int, tmp_path: Path) -> None:
+    mark = f"mark-{tmp_path.name}-{random.getrandbits(64):x}"
+    begin = "(exec -a $1 setsid sleep 1000) & echo >/begun; exec -a $1 sleep 1000"
+    script = f"""in_tree bash -c '{begin}' bash "$MARK" &
+        until [ -e "$ROOT/begun" ]; do sleep 0.02; done; note begun; wait"""
+    agent = Agent()
+    (layer,) = plan.layers([borrowing("slow", script)])
+    agent.send("layer", **layer_request(place(tmp_path), layer, variables={"MARK": mark}))
+    agent.until("note")
+    assert ours(mark)
+    os.kill(agent.pid, how)
+    agent.reap()
+    wait_until_gone(mark)
+    assert str(tmp_path) not in Path("/proc/self/mounts").read_text()
 
 
 @pytest.mark.parametrize("how", ["client closes", "agent -9", "agent -15", "supervised unshare -9"])

@@ -90,30 +90,57 @@ def test_what_is_finished_is_cached(somewhere: tuple[Agent, dict[str, Any]]) -> 
     assert progress[0] == {"event": "progress", "label": "base", "done": 1, "total": 2}
 
 
-BORROWED = Step(
-    "borrowed",
-    """
+def borrowing(name: str, script: str) -> Step:
+    """A step in a tree whose programs are the host's."""
+    begin = """
 mkdir -p "$ROOT"/{proc,sys,dev,run,tmp,usr}
 ln -s usr/bin usr/lib usr/lib64 "$ROOT"
 mount --bind /usr "$ROOT/usr"
-note "$(in_tree env | tr '\\n' ' ')"
-umount "$ROOT/usr"
-""",
-    bootstrap=True,
-)
-"""A tree whose programs are the host's."""
+"""
+    return Step(name, f'{begin}{script}\numount "$ROOT/usr"\n', bootstrap=True)
 
 
 def test_programs_of_the_tree_are_not_told_where_the_host_keeps_it(tmp_path: Path) -> None:
     agent, where = Agent(), place(tmp_path)
     try:
-        (built,) = build(agent, where, [BORROWED])
+        (built,) = build(agent, where, [borrowing("told", "note \"$(in_tree env | tr '\\n' ' ')\"")])
     finally:
         agent.close()
     (told,) = built["notes"]
     assert "SOURCE_DATE_EPOCH=1700000000" in told
     assert str(tmp_path) not in told
     assert where["mountpoint"] not in told
+
+
+ASTRAY = Step(
+    "astray",
+    """
+ln -s "$OUTSIDE" "$ROOT/link"
+for path in "$ROOT/link" "$FILES/program" "$DEBS/new"; do
+    ! echo changed >"$path" || fail "$path was changed"
+done
+echo mine >"$WORK/mine"
+echo mine >"$ROOT/mine"
+note done
+""",
+    {"program": File(b"as it was brought")},
+)
+
+
+def test_a_link_of_the_tree_that_a_step_follows_changes_nothing_of_the_host(
+    somewhere: tuple[Agent, dict[str, Any]],
+) -> None:
+    agent, where = somewhere
+    outside = Path(where["location"]) / "outside"
+    outside.mkdir()
+    (outside / "file").write_text("the host's")
+    for path in (outside, outside / "file"):
+        os.chown(path, ordinary.UID, ordinary.UID)
+    variables = {"OUTSIDE": str(outside / "file"), "DEBS": str(outside)}
+    for layer in plan.layers([BASE, ASTRAY]):
+        told = agent.call("layer", **layer_request(where, layer, variables=variables))
+    assert told["notes"] == ["done"]
+    assert [(path.name, path.read_text()) for path in outside.iterdir()] == [("file", "the host's")]
 
 
 def test_a_failed_step_says_what_and_keeps_the_layers_below(somewhere: tuple[Agent, dict[str, Any]]) -> None:

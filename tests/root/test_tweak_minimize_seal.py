@@ -326,14 +326,14 @@ def seal(tree: Path, password: str | None, kept: list[str] | None = None) -> sub
         secret.write_text(password)
     argv = [
         sys.executable,
-        "-I",
-        str(CHECKOUT / "build/seal/seal.py"),
+        "-m",
+        "build.seal.seal",
         str(tree),
         str(tree.parent / "kept.json"),
         str(secret),
     ]
     env = {"SOURCE_DATE_EPOCH": "1700000000", "LC_ALL": "C.UTF-8"}
-    return subprocess.run(argv, env=env, capture_output=True, text=True, check=False)
+    return subprocess.run(argv, cwd=CHECKOUT, env=env, capture_output=True, text=True, check=False)
 
 
 def names(folder: Path) -> list[str]:

@@ -46,6 +46,7 @@ def _assemble(place: BuildPaths, image: Path, request: wire.Assemble, emit: Emit
         place,
         store.view(place, request.chain),
         request.script,
+        part=part,
         variables=variables,
         log=log,
         emit=emit,

@@ -57,6 +57,7 @@ def _build(place: BuildPaths, request: wire.Layer, emit: Emit) -> wire.Built:
         place,
         tree,
         request.script,
+        part=part,
         variables={**variables(part, request.epoch, request.variables), **copying},
         log=log,
         emit=emit,
