@@ -181,17 +181,19 @@ def settle(place: BuildPaths, key: str) -> None:
     folder = path(place, key)
     if (folder / "content").exists() or folder in _settling:
         return
-    _settling.add(folder)
     names = [str(folder / name) for name in ("tree", "content", "synced")]
     quiet = subprocess.DEVNULL  # what it inherited is the client's pipe
     child = process.start(["nice", *_reader(place, "keep", *names)], stdout=quiet, stderr=quiet)
-    if not boot():
+    if boot():
+        _settling[folder] = child
+    else:
         process.finish(child)
 
 
 _sound: set[Path] = set()
 """Layers that this process has made or looked at; while it holds LOCATION nobody changes them."""
-_settling: set[Path] = set()
+_settling: dict[Path, subprocess.Popen[Any]] = {}
+"""What brings layers to the disk, by their folders."""
 
 
 def _reader(place: BuildPaths, *arguments: str) -> list[str]:
@@ -258,6 +260,8 @@ def drop(place: BuildPaths, *paths: Path) -> None:
         if found.name.startswith("."):  # a part: nobody takes it for finished
             aside.append(found)
             continue
+        if child := _settling.pop(found, None):  # it would vouch for what gets this name next
+            process.stop(child)
         aside.append(found.with_name(f".{found.name}.{secrets.token_hex(4)}.part"))
         found.rename(aside[-1])
         _sound.discard(found)

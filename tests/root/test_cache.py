@@ -88,6 +88,14 @@ def test_a_layer_outlives_its_boot_only_once_it_is_on_the_disk(host: Any) -> Non
     assert [answer["state"] for answer in build(agent, where, STEPS)] == ["cached", "built"]
 
 
+def test_a_layer_that_is_removed_and_made_again_is_brought_to_the_disk_again(host: Any) -> None:
+    agent, where = host()
+    build(agent, where, STEPS)
+    agent.call("clean", place=where, image="/none", what="cache", reach=[BELOW])
+    assert [answer["state"] for answer in build(agent, where, STEPS)] == ["cached", "built"]
+    settled(where, BELOW, TOP)
+
+
 @pytest.mark.parametrize("content", ["", "{", "[]", '{"key": "x"}'])
 def test_a_record_that_cannot_be_read_is_no_layer(host: Any, content: str) -> None:
     agent, where = host()

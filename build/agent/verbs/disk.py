@@ -93,9 +93,11 @@ def _identity(status: os.stat_result) -> dict[str, int]:
 def _publish(out: Path, image: Path, manifest: dict[str, Any]) -> None:
     """Bring each file to the disk and give it its name; the manifest, which vouches for all, comes last."""
     manifest["file"] = _identity(out.stat())
-    manifest_path(image).unlink(missing_ok=True)
+    sums = image.with_name(f"{image.name}.sha256")
+    for stale in (manifest_path(image), sums):
+        stale.unlink(missing_ok=True)
+    files.sync(image.parent)  # a power cut must not bring them back beside what they do not speak of
     files.publish(out, image)
-    sums = f"{manifest['disk']['sha256']}  {image.name}\n"
-    files.write(image.with_name(f"{image.name}.sha256"), sums.encode())
+    files.write(sums, f"{manifest['disk']['sha256']}  {image.name}\n".encode())
     files.write(manifest_path(image), (json.dumps(manifest, indent=2, sort_keys=True) + "\n").encode())
     shutil.rmtree(out.parent, ignore_errors=True)
