@@ -25,7 +25,7 @@ def run(request: wire.Mount, emit: Emit) -> wire.Mounted:
             place,
             tree,
             PROBE,
-            part=Path(folder),
+            part=folder,
             variables={},
             log=log,
             emit=lambda *_args, **_fields: None,
