@@ -111,8 +111,8 @@ def judge(work: Work, wanted: dict[str, str], name: str) -> dict[str, list[str]]
     faults += [f"{one} would be used, and is wrong" for one, held in found.items() if held != wanted[one]]
     faults += [f"{one} was made wrong" for one, held in made(work, name) if held != wanted[one]]
     faults += [f"after: {fault}" for fault in lies(work)]
-    faults += [f"audit: {row['name']}: {row['value']}" for row in call(work["audit"]) if not row["ok"]]
     call(work["tidy"])
+    faults += [f"audit: {row['name']}: {row['value']}" for row in call(work["audit"]) if not row["ok"]]
     place = paths(work)
     left = [path for folder in (place.location, place.store) for path in folder.glob(".*")]
     return {"faults": faults + [f"{path} is left" for path in left], "used": list(found)}
