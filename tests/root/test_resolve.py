@@ -13,7 +13,8 @@ import pytest
 from build import wire
 from build.agent.events import Failure
 from build.agent.verbs import resolve
-from tests import mirror
+from tests import cli, mirror
+from tests.images import TINY
 from tests.mirror import Deb, Key, Mirror
 
 pytestmark = pytest.mark.root
@@ -214,6 +215,16 @@ def test_a_release_older_than_one_seen_is_refused_wherever_it_comes_from(
     assert versions(taken) == versions(before) != versions(newer)
     assert any("taken because accept_older is set" in note for note in notes)
     refuse(ask)
+
+
+def test_the_setting_that_takes_an_older_release(archive: Mirror, url: str, key: Key, tmp_path: Path) -> None:
+    given = {"location": tmp_path, "debian_mirror": f"{url}/debian", "keyring": key.ring}
+    flags = [word for name, value in given.items() for word in ("--set", f"{name}={value}")]
+    line = ("build", *TINY, *flags)
+    assert "no such package" in cli.refuse(*line), "which comes after the dates"
+    archive.publish("bookworm", date=archive.now - 3600)
+    assert "older than what was seen before" in cli.refuse(*line)
+    assert "no such package" in cli.refuse(*line, "--set", "accept_older=true")
 
 
 def test_of_several_good_keys_each_remembers(ask: Resolve, archive: Mirror, key: Key, tmp_path: Path) -> None:
