@@ -76,7 +76,9 @@ with_apt() {
     find "$ROOT" -mindepth 1 -delete
     rm -rf "$repository"
     "$PYTHON" -I "$FILES/unpack.py" repository "$wanted" "$repository"
+    mkdir "$stage"
     prepare_base
+    rmdir "$stage"
     rm -rf "$repository"
     "$PYTHON" -I "$FILES/unpack.py" repository "$wanted" "$repository" --all
     mkdir "$ROOT/.repository" "$ROOT/.repository/pool"
