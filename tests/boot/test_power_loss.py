@@ -49,6 +49,9 @@ printf '{"sha256": "%s"}' "$(sha256sum <"$OUT" | cut -d ' ' -f 1)" >"$OUT.json"
 """
 """A disk of the tree's files one after the other: how it is laid out is nothing to a power cut."""
 
+LATE = '#!/bin/sh\nsleep 5\nexec /usr/bin/sync "$@"\n'
+"""As on a busy host: layers have their names for a while before they are on the disk."""
+
 FORMATS = [{"name": "vhdx", "file": "x.vhdx"}, {"name": "vhd", "file": "x.vhd.bz2", "compress": "bz2"}]
 
 
@@ -171,7 +174,10 @@ def test_what_a_power_cut_leaves_is_right_or_is_not_used(system: Built, seed: in
         await quietly(guest, f"mount -o commit=1 {by_id('recorded')} {HERE}/disk")
         await quietly(guest, f"cp -r {HERE}/disk/build {HERE}/disk/tests {HERE}")
         await put(guest, f"{HERE}/work", json.dumps(work()).encode())
+        await put(guest, "/usr/local/bin/sync", LATE.encode())
+        await quietly(guest, "chmod 755 /usr/local/bin/sync")
         wanted = await told(guest, "record work")
+        await quietly(guest, "rm /usr/local/bin/sync")
         await put(guest, f"{HERE}/wanted", json.dumps(wanted).encode())
         await quietly(guest, f"umount {HERE}/disk")
 
