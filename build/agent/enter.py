@@ -27,6 +27,7 @@ import errno
 import os
 import struct
 import sys
+import warnings as warnings  # os.execvp asks for it, too late to find it
 from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
@@ -242,6 +243,7 @@ def refuse_calls() -> None:
 def start(root: str, flags: int, command: list[str], kept: frozenset[int]) -> NoReturn:
     """Become the command, the first process of its namespace: the kernel ends all others with it."""
     call("prctl", PR_SET_PDEATHSIG, SIGKILL, 0, 0, 0)
+    sys.path.clear()  # what were imported in the tree would be the tree's, and run before it is fenced
     enter(root, flags)
     settle()
     refuse_calls()
