@@ -255,7 +255,8 @@ def swapped(folder: Path) -> tuple[Path, Path]:
 def unpacked(verb: str, wanted: Path, debs: Path, folder: Path) -> tuple[int, str]:
     """Run unpack.py: its exit status, and what it says to the builder."""
     said = folder / "said"
-    program = [sys.executable, unpack.__file__, verb, str(wanted), str(folder / verb)]
+    notes = [str(folder / "notes")] if verb == "stage" else []
+    program = [sys.executable, unpack.__file__, verb, str(wanted), str(folder / verb), *notes]
     done = subprocess.run(
         ["sh", "-c", f'exec "$@" 3>{said}', "sh", *program],
         env={**os.environ, "DEBS": str(debs), "REFUSED": "10", "PYTHONPATH": str(Path.cwd())},

@@ -198,7 +198,7 @@ def test_a_wrong_secret(location: Path, api: Api) -> None:
     [
         (
             *Api.error("x", 431, f"The name {KEY} \x1b[31m is in use"),
-            "answers 431: The name *** ?[31m is in use",
+            "answers 431: The name *** \\x1b[31m is in use",
         ),
         (*Api.error("x", 530, "Internal error"), "the server's log tells more"),
         (200, "text/html", "<html>a portal</html>", "does not answer as CloudStack's API does"),
