@@ -204,8 +204,9 @@ def test_what_a_power_cut_leaves_is_right_or_is_not_used(system: Built, seed: in
         assert filecmp.cmp(cuts, disk, shallow=False), "the log is not all that was written"
         cuts.unlink()
         for number in range(CUTS):
-            # Every other moment is one of much writing: layers on their way to the disk.
-            weights = [len(epoch) if number % 2 else 1 for epoch in written]
+            # Most of them where much is written: layers on their way to the disk.
+            sizes = [sum(write.length for write in epoch) for epoch in written]
+            weights = sizes if number % 4 else [1] * len(written)
             (moment,) = dice.choices(range(len(written)), weights)
             lay(first, cuts, number * DISK)
             replay(log, chain(*written[:moment], cut(written[moment], dice)), cuts, number * DISK)
