@@ -24,6 +24,8 @@ def status(build: Build, json: bool) -> None:
         return
     if told["state"] == "none":
         build.console.line("no build was left to this host")
+    elif told["state"] == "hidden":
+        build.console.line("what was left to this host is for the owner of LOCATION to see")
     else:
         end = told.get("until") or time.time()
         lasted = f"{int(end - told['since'])} s"

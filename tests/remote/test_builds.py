@@ -31,8 +31,10 @@ def test_a_build_that_is_left_to_the_host_comes_home_with_the_same_bytes(
     assert f"it goes on without us: inv -H alice@{HOST} --image {TINY[1]} status" in left
     wait_for(begun(here))
     seen = run(there, "carol", "--rootless", "status", *TINY, "--set", f"location={shown}")
-    assert "running at debootstrap" in seen
+    assert "is for the owner of LOCATION to see" in seen
     assert "alice as root (pid " in seen
+    assert "debootstrap, 00:0" in seen
+    assert "running at debootstrap" in run(there, "alice", "status", *TINY)
     line = ("-H", f"alice@{HOST}", "build", "--detach", *FLAGS)
     again = cli.refuse(*line, prefix=there.prefix, env=there.env)
     assert "a build runs there already: alice as root" in again
@@ -224,7 +226,9 @@ def test_several_hosts_work_side_by_side_and_one_that_fails_stops_none(there: Bu
 
 def test_a_full_disk_there_is_told_before_anything_is_done(there: Buildhost) -> None:
     there.inside(
-        "sh", "-c", "mkdir -p /var/lib/images/full; mount -t tmpfs -o size=64m full /var/lib/images/full"
+        "sh",
+        "-c",
+        "mkdir -p /var/lib/images/full; mount -t tmpfs -o mode=755,size=64m full /var/lib/images/full",
     )
     try:
         flags = (*TINY, "--set", "location=/var/lib/images/full")

@@ -40,8 +40,7 @@ def run(request: wire.Job, emit: Emit) -> dict[str, Any]:
     actions: dict[str, Callable[[], dict[str, Any]]] = {
         "start": lambda: _start(folder, request),
         "status": lambda: {
-            # Another user's is his own affair; that LOCATION is in use is everyone's.
-            **((os.access(folder, os.X_OK) and _tell(folder)) or {"state": "none"}),
+            **_state(folder),
             "lock": store.holder(location),
             "work": store.work(location),
         },
@@ -49,6 +48,13 @@ def run(request: wire.Job, emit: Emit) -> dict[str, Any]:
         "cancel": lambda: _cancel(folder),
     }
     return actions[request.action]()
+
+
+def _state(folder: Path) -> dict[str, Any]:
+    """How the last build is, as far as this user may know: another's is his own affair."""
+    if folder.exists() and not os.access(folder, os.X_OK):
+        return {"state": "hidden"}
+    return _tell(folder) or {"state": "none"}
 
 
 def _start(folder: Path, request: wire.Job) -> dict[str, Any]:
