@@ -169,8 +169,8 @@ class Audit(Request[tuple[Check, ...]]):
 class Job(Request[dict[str, Any]]):
     """Do something with the build that was left to the host; returns how it is.
 
-    That is `state` (running, finished, failed, cancelled, killed; of `status` also none, hidden), `user`, `what`,
-    `since`, `until`, `step`, `results`, `failure`, and of `status` who holds the `lock`.
+    That is `state` (running, finished, failed, cancelled, killed; of `status` also none, hidden), `user`,
+    `what`, `since`, `until`, `step`, `results`, `failure`, and of `status` who holds the `lock`.
     Event of `follow`: `job`, with what that build has `told`.
     """
 

@@ -21,7 +21,7 @@ alone() {
     # shellcheck disable=SC2016  # expanded by the inner shell
     unshare --mount --propagation private sh -euc '
         mount --bind "$FILES/chroot" "$(command -v chroot)"
-        [ ! -d "$0" ] || mount -t tmpfs -o ro tmpfs "$0"
+        mount -t tmpfs -o ro tmpfs "$0"
         exec "$@"
     ' "$stage" "$@" 8<&-
 }

@@ -33,7 +33,7 @@ def test_a_build_that_is_left_to_the_host_comes_home_with_the_same_bytes(
     seen = run(there, "carol", "--rootless", "status", *TINY, "--set", f"location={shown}")
     assert "is for the owner of LOCATION to see" in seen
     assert "alice as root (pid " in seen
-    assert "debootstrap, 00:0" in seen
+    assert re.search(r"debootstrap.* so far", seen)
     assert "running at debootstrap" in run(there, "alice", "status", *TINY)
     line = ("-H", f"alice@{HOST}", "build", "--detach", *FLAGS)
     again = cli.refuse(*line, prefix=there.prefix, env=there.env)
@@ -226,8 +226,7 @@ def test_several_hosts_work_side_by_side_and_one_that_fails_stops_none(there: Bu
 
 def test_a_full_disk_there_is_told_before_anything_is_done(there: Buildhost) -> None:
     there.inside(
-        "sh",
-        "-c",
+        *("sh", "-c"),
         "mkdir -p /var/lib/images/full; mount -t tmpfs -o mode=755,size=64m full /var/lib/images/full",
     )
     try:
