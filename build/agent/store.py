@@ -141,11 +141,12 @@ def boot() -> str:
 
 def has(place: BuildPaths, key: str) -> bool:
     """Tell whether a layer is finished, and nothing of it can have been lost in a power cut."""
-    return _is_whole(path(place, key))
+    folder = path(place, key)
+    return _is_whole(folder, _told(folder))
 
 
-def _is_whole(folder: Path) -> bool:
-    told = _told(folder)
+def _is_whole(folder: Path, told: Mapping[str, Any]) -> bool:
+    """The same of a layer's folder and its record."""
     known = told.keys() >= {"bytes", "entries", "digest", "boot"}
     return known and ((folder / "synced").exists() or told["boot"] == (boot() or None))
 
@@ -308,7 +309,7 @@ def view(place: BuildPaths, chain: Sequence[str]) -> Tree:
 
 def every(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
     """Finished layers in a store with their records, the least recently used first."""
-    return ((path, told) for path, told in records(folder) if _is_whole(path))
+    return ((path, told) for path, told in records(folder) if _is_whole(path, told))
 
 
 def records(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
@@ -320,5 +321,6 @@ def records(folder: Path) -> Iterator[tuple[Path, dict[str, Any]]]:
 
 def parts(folder: Path) -> list[Path]:
     """Leftovers in a store: of steps and removals that were cut off, and layers that a power cut has hit."""
-    broken = (path for path in folder.glob("*") if not path.name.startswith(".") and not _is_whole(path))
+    named = (path for path in folder.glob("*") if not path.name.startswith("."))
+    broken = (path for path in named if not _is_whole(path, _told(path)))
     return sorted([*folder.glob(".*.part"), *broken])

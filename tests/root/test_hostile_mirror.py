@@ -109,6 +109,17 @@ WRONGLY = r"mirror http://\S+ answers wrongly: "
 NO_ANSWER = r"mirror http://\S+ does not answer: "
 NOT_SIGNED = r"http://\S+/dists/bookworm/InRelease is not a signed file"
 
+UNASKED: list[Any] = [
+    pytest.param(raw(ok(status="304 Not Modified")), QUICK, WRONGLY + "HTTP 304", id="not modified"),
+    pytest.param(
+        raw(ok("Content-Length: 1", "Content-Range: bytes 7-7/8", status="206 Part") + b"x"),
+        QUICK,
+        WRONGLY + "it sends another part",
+        id="a part of it",
+    ),
+]
+"""Answers that only another question would have."""
+
 RELEASES: list[Any] = [
     pytest.param(mirror.cut(100), QUICK, NO_ANSWER + "IncompleteRead", id="truncated"),
     pytest.param(stall, TIMES_OUT, NO_ANSWER + "no answer within", id="stalls"),
@@ -162,13 +173,7 @@ RELEASES: list[Any] = [
         NO_ANSWER + r"HTTP 500 \\x1b\]0;owned\\x07\\x9b31m",
         id="status with escapes",
     ),
-    pytest.param(raw(ok(status="304 Not Modified")), QUICK, WRONGLY + "HTTP 304", id="not modified"),
-    pytest.param(
-        raw(ok("Content-Length: 1", "Content-Range: bytes 7-7/8", status="206 Part") + b"x"),
-        QUICK,
-        WRONGLY + "it sends another part",
-        id="a part of it",
-    ),
+    *UNASKED,
     pytest.param(serves(b"Suite: bookworm\n"), QUICK, NOT_SIGNED, id="unsigned"),
     pytest.param(instead(lambda data: b"Suite: x\n" + data), QUICK, NOT_SIGNED, id="text before"),
     pytest.param(instead(lambda data: data + b"Suite: x\n"), QUICK, NOT_SIGNED, id="text after"),
@@ -212,13 +217,7 @@ DEBS: list[Any] = [
     pytest.param(instead(lambda data: data + b"x"), QUICK, "sends too much", id="longer"),
     pytest.param(instead(lambda data: data[:-1]), QUICK, "is not what was signed", id="shorter"),
     pytest.param(instead(lambda data: bytes(len(data))), QUICK, "is not what was signed", id="wrong hash"),
-    pytest.param(raw(ok(status="304 Not Modified")), QUICK, WRONGLY + "HTTP 304", id="not modified"),
-    pytest.param(
-        raw(ok("Content-Length: 1", "Content-Range: bytes 7-7/8", status="206 Part") + b"x"),
-        QUICK,
-        WRONGLY + "it sends another part",
-        id="a part of it",
-    ),
+    *UNASKED,
     pytest.param(
         raw(ok("Content-Length: 1", "Content-Range: \x1b[31m", status="206 Part") + b"x"),
         QUICK,

@@ -528,7 +528,7 @@ def _publish(outputs: list[Output]) -> None:
     for sums, algorithm in SUMS.items():
         added = {output.name: output.result[algorithm] for output in outputs}
         _replace_sums(folder, sums, {**kept[sums], **added})
-    _sync(folder)
+    files.sync(folder)
 
 
 def _write_beside(folder: Path, request: wire.Convert, source: dict[str, int]) -> dict[str, str]:
@@ -539,7 +539,7 @@ def _write_beside(folder: Path, request: wire.Convert, source: dict[str, int]) -
         for name, text in texts.items():
             _replace(folder / name, text)
         if texts:
-            _sync(folder)
+            files.sync(folder)
     except OSError as error:
         raise _explain(error, folder) from error
     return texts
@@ -551,12 +551,6 @@ def _replace(path: Path, text: str) -> None:
         if path.read_text(encoding="utf-8") == text:
             return
     files.write(path, text.encode())
-
-
-def _sync(folder: Path) -> None:
-    handle = os.open(folder, os.O_RDONLY)
-    with _closing(handle):
-        os.fsync(handle)
 
 
 def _sums(folder: Path, sums: str, replaced: set[str]) -> dict[str, str]:
