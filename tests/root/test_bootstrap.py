@@ -75,13 +75,6 @@ def resolved(folder: Path, *asked: str) -> Resolution:
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("cache")
-    folder.chmod(0o755)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def resolution(cache: Path) -> Resolution:
     return resolved(cache, *ASKED)
 

@@ -237,14 +237,6 @@ DEBS: list[Any] = [
 
 
 @pytest.fixture(scope="module")
-def key(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Key]:
-    mirror.make_tools_present()
-    made = Key(tmp_path_factory.mktemp("key") / "home")
-    yield made
-    made.close()
-
-
-@pytest.fixture(scope="module")
 def sound(tmp_path_factory: pytest.TempPathFactory, key: Key) -> Iterator[tuple[Mirror, str]]:
     archive = Mirror(tmp_path_factory.mktemp("mirror") / "root", key)
     with archive.served() as url:

@@ -209,13 +209,6 @@ def outside(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Outside]:
 
 
 @pytest.fixture(scope="module")
-def cache(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    folder = tmp_path_factory.mktemp("cache")
-    folder.chmod(0o755)
-    return folder
-
-
-@pytest.fixture(scope="module")
 def hostile(cache: Path, outside: Outside) -> Resolution:
     """A set with a hostile package in the base and one in the rest."""
     found = resolved(cache, "netbase")

@@ -21,14 +21,6 @@ pytestmark = pytest.mark.root
 Resolve = Callable[..., dict[str, Any]]
 
 
-@pytest.fixture(scope="module")
-def key(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Key]:
-    mirror.make_tools_present()
-    made = Key(tmp_path_factory.mktemp("key") / "home")
-    yield made
-    made.close()
-
-
 @pytest.fixture
 def archive(tmp_path: Path, key: Key) -> Mirror:
     return Mirror(tmp_path / "mirror", key)
