@@ -19,8 +19,8 @@ from build.formats import KINDS, raw, recognize, vhdx
 from build.formats.lib import pieces, unwrap
 from build.formats.lib.errors import Unsupported
 from build.formats.lib.findings import Damaged, collect
-from build.formats.lib.format import octal
 from build.formats.lib.reader import BoundedReader, Budget
+from build.formats.lib.tar import octal
 from build.verbs.boot_line import guest
 
 boot_line = guest("boot_line")

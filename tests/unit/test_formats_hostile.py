@@ -16,12 +16,11 @@ import pytest
 
 from build import wire
 from build.agent.verbs import inspect
-from build.formats import ova
-from build.formats.lib import codec, unwrap
+from build.formats.lib import codec, ovf, tar, unwrap
 from build.formats.lib.errors import Unsupported
 from build.formats.lib.findings import LONGEST, MOST_KINDS, SAME_KIND, Damaged
-from build.formats.lib.format import octal
 from build.formats.lib.reader import BoundedReader
+from build.formats.lib.tar import octal
 from tests.disks import MIB, chunk, one, patch, usual
 
 
@@ -179,7 +178,7 @@ def test_a_window_is_judged_right_whatever_the_portions() -> None:
 
 
 def member(name: str, content: bytes) -> bytes:
-    return ova.member_header(name, len(content), 0) + content.ljust(-(-len(content) // 512) * 512, b"\0")
+    return tar.member_header(name, len(content), 0) + content.ljust(-(-len(content) // 512) * 512, b"\0")
 
 
 def archive(path: Path, **files: bytes) -> Path:
@@ -212,7 +211,7 @@ def test_findings_of_many_kinds_are_bounded(tmp_path: Path) -> None:
 )
 def test_descriptors_that_would_take_too_much(content: bytes, text: str) -> None:
     with pytest.raises(Damaged, match=text):
-        ova.parse_xml(content)
+        ovf.parse_xml(content)
 
 
 @pytest.mark.parametrize("made", [b"text" * 4 * MIB, os.urandom(2 * MIB)])

@@ -13,13 +13,13 @@ import pytest
 
 from build.engine.options import Options, Ovf
 from build.engine.settings import Settings
-from build.formats import ova
+from build.formats.lib import ovf, tar
 from build.formats.lib.errors import Unsupported
 from build.formats.lib.findings import Damaged
 from build.verbs.convert import descriptor
 from tests.disks import EPOCH, MIB, ask, errors, lint, make, one, spec, usual
 
-OVF, RASD = f"{{{ova.OVF}}}", f"{{{ova.RASD}}}"
+OVF, RASD = f"{{{ovf.OVF}}}", f"{{{ovf.RASD}}}"
 
 
 @pytest.fixture
@@ -230,15 +230,15 @@ def test_entities_that_grow_are_refused_at_once() -> None:
         b'<!ENTITY %c "%s">' % (98 + n, b"&%c;" % (97 + n) * 10) for n in range(12)
     )
     with pytest.raises(Damaged, match="document type"):
-        ova.parse_xml(bomb + b"]><l>&m;</l>")
+        ovf.parse_xml(bomb + b"]><l>&m;</l>")
     with pytest.raises(Damaged, match="nested"):
-        ova.parse_xml(b"<a>" * 5000)
+        ovf.parse_xml(b"<a>" * 5000)
 
 
 def test_a_member_of_8_gib_is_refused() -> None:
     with pytest.raises(Unsupported, match="less than 8 GiB"):
-        ova.member_header("disk.vmdk", 8 << 30, 0)
-    assert len(ova.member_header("disk.vmdk", (8 << 30) - 1, EPOCH)) == 512
+        tar.member_header("disk.vmdk", 8 << 30, 0)
+    assert len(tar.member_header("disk.vmdk", (8 << 30) - 1, EPOCH)) == 512
 
 
 def test_a_template_without_a_placeholder_is_refused(tmp_path: Path) -> None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
 from enum import IntEnum
@@ -139,21 +138,3 @@ def level(options: Options, usual: int) -> int:
     if not 1 <= wanted <= 9:
         raise Unsupported(f"compression level {wanted} is not from 1 to 9", "choose another level")
     return wanted
-
-
-def octal(field: bytes) -> int:
-    """A number of a tar header, octal digits among blanks and zero bytes; ValueError for anything else."""
-    digits = field.strip(b"\0 ")
-    if not re.fullmatch(rb"[0-7]*", digits):  # Python's int() would take signs, underscores and 0o
-        raise ValueError(f"{field!r} is not octal")
-    return int(digits or b"0", 8)
-
-
-def is_tar(head: bytes) -> bool:
-    """Whether a file begins with a tar header; an old one has no magic, its checksum tells."""
-    try:
-        stored = octal(head[148:156])
-    except ValueError:
-        stored = -1
-    old = len(head) >= 512 and stored == sum(head[:148]) + 8 * 32 + sum(head[156:512])
-    return head[257:262] == b"ustar" or old
