@@ -1,4 +1,4 @@
-"""Disk image formats: every module here is one, and says all of it in its FORMATS.
+"""Disk image formats: every module here is one, and says all of it in its KIND and its FORMATS.
 
 They run on the build host, too: standard library beside the pinned compressors.
 """
@@ -8,22 +8,22 @@ from __future__ import annotations
 import importlib
 import pkgutil
 from collections.abc import Iterator, Mapping
+from typing import Any
 
 from build.formats.lib.format import HEAD, Format, Kind
 from build.formats.lib.reader import BoundedReader
 
 
-def _rows() -> Iterator[Format]:
+def _modules() -> Iterator[Any]:
     for module in pkgutil.iter_modules(__path__):
         if not module.ispkg:
-            rows: tuple[Format, ...] = importlib.import_module(f"build.formats.{module.name}").FORMATS
-            yield from rows
+            yield importlib.import_module(f"build.formats.{module.name}")
 
 
-FORMATS: Mapping[str, Format] = {row.name: row for row in _rows()}
-"""By name."""
-KINDS: Mapping[str, Kind] = {row.kind.name: row.kind for row in FORMATS.values()}
-"""By name; fewer than formats, as some share one."""
+FORMATS: Mapping[str, Format] = {row.name: row for module in _modules() for row in module.FORMATS}
+"""What is written, by name."""
+KINDS: Mapping[str, Kind] = {module.KIND.name: module.KIND for module in _modules()}
+"""What is read, by name: several formats may share a kind, and of some kinds we write none."""
 
 
 def recognize(reader: BoundedReader) -> Kind:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import os
-import tempfile
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
 from build import wire
-from build.agent.events import Emit, Failure
+from build.agent import image
+from build.agent.events import Emit
 from build.agent.guest import media
 from build.formats import raw, recognize
 from build.formats.lib import pieces, unwrap
@@ -17,38 +16,20 @@ from build.formats.lib.findings import Damaged, Finding, collect
 from build.formats.lib.format import Kind
 from build.formats.lib.reader import BoundedReader, Budget
 
-SPACE = os.environ.get("TMPDIR", "/var/tmp")
-"""Where a file is expanded: /tmp may be memory."""
-
 
 def run(request: wire.Inspect, emit: Emit) -> wire.Inspected:
     """Describe and check one file; raises Failure when it cannot be opened."""
     path = Path(request.file)
-    try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK)
-    except FileNotFoundError:
-        raise Failure(f"there is no file {path}", "name an image file") from None
-    try:
-        if not path.is_file() and not path.is_block_device():
-            raise Failure(f"{path} is no file", "name an image file")
-        return _inspect(fd, path, request, emit)
-    finally:
-        os.close(fd)
-
-
-def _inspect(fd: int, path: Path, request: wire.Inspect, emit: Emit) -> wire.Inspected:
-    reader, limit = BoundedReader.whole(fd), request.limit or media.LIMIT
-    seen = wire.Inspected(str(path), reader.size, reader.allocated(), "")
-    try:
-        seen = replace(seen, outer=unwrap.recognize(reader))
-        if not seen.outer:
-            return _look(seen, reader, path.name, limit, request.content)
-        with tempfile.TemporaryFile(dir=request.work or SPACE) as space:
-            media.expand(seen.outer, reader, space, emit, limit)
-            inner = path.name.removesuffix(f".{seen.outer}")
-            return _look(seen, BoundedReader.whole(space.fileno()), inner, limit, request.content)
-    except Damaged as damage:
-        return replace(seen, findings=(damage.finding.as_json(),))
+    with image.opened_file(path) as fd:
+        reader = BoundedReader.whole(fd)
+        seen = wire.Inspected(str(path), reader.size, reader.allocated(), "")
+        limit = request.limit or media.LIMIT
+        try:
+            seen = replace(seen, outer=unwrap.recognize(reader))
+            with image.opened(fd, path.name, emit, limit, request.work) as found:
+                return _look(seen, found.reader, found.name, limit, request.content)
+        except Damaged as damage:
+            return replace(seen, findings=(damage.finding.as_json(),))
 
 
 def _look(

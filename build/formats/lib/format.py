@@ -52,6 +52,13 @@ def whole(reader: BoundedReader) -> BoundedReader:
     return reader
 
 
+def unwritten(target: Target, options: Options) -> Writer:
+    """The writer of a kind that is only read."""
+    raise Unsupported(
+        f"{target.name}: files of this kind are read here, not written", "choose another format"
+    )
+
+
 @dataclass(frozen=True)
 class Kind:
     """How the bytes of a file are made and read; several formats may share one kind."""

@@ -130,7 +130,9 @@ PLACES: Mapping[str, Place] = {
             "Microsoft Learn, Prepare Linux for imaging in Azure",
             rules=(
                 Rule(
-                    _dynamic, "make a fixed one: convert.azure-vhd", "Prepare Linux for imaging: fixed VHD only"
+                    _dynamic,
+                    "make a fixed one: convert.azure-vhd",
+                    "Prepare Linux for imaging: fixed VHD only",
                 ),
                 Rule(
                     _whole(1 << 20, "MiB"),
@@ -200,7 +202,11 @@ PLACES: Mapping[str, Place] = {
             ("qcow2", "vhd", "ova", "raw", "vmdk", "iso"),
             "CloudStack, registerTemplate; core/src/main/java/com/cloud/storage/template",
             ("bz2", "gz", "zip"),
-            (Rule(_suffix, "name it after its format", "DownloadManagerImpl: the processor goes by the name"),),
+            (
+                Rule(
+                    _suffix, "name it after its format", "DownloadManagerImpl: the processor goes by the name"
+                ),
+            ),
         ),
     )
 }
@@ -216,7 +222,7 @@ def _is_named(place: Place, part: str) -> bool:
     if part in EVERYBODY:
         return True
     return any(
-        part == name or part.startswith(f"{name} ") and part.endswith("and later") for name in place.names
+        part == name or (part.startswith(f"{name} ") and part.endswith("and later")) for name in place.names
     )
 
 
