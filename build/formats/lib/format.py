@@ -9,6 +9,7 @@ from typing import Any, BinaryIO
 
 from build.formats.lib.errors import Unsupported
 from build.formats.lib.findings import Finding
+from build.formats.lib.inner import Inner
 from build.formats.lib.pieces import Disk
 from build.formats.lib.reader import BoundedReader
 from build.formats.lib.writer import Writer
@@ -59,6 +60,11 @@ def unwritten(target: Target, options: Options) -> Writer:
     )
 
 
+def alone(reader: BoundedReader) -> tuple[Inner, ...]:
+    """Disk images inside of a file that is one itself: none."""
+    return ()
+
+
 @dataclass(frozen=True)
 class Kind:
     """How the bytes of a file are made and read; several formats may share one kind."""
@@ -83,6 +89,8 @@ class Kind:
     """The writer's options from the image definition's `convert` and the outer compression of the file."""
     disk: Callable[[BoundedReader], BoundedReader] = whole
     """The part of the file that QEMU's driver reads; raises Damaged when there is none."""
+    inner: Callable[[BoundedReader], tuple[Inner, ...]] = alone
+    """Of an archive: the disk images in it, in order; raises Damaged."""
 
 
 @dataclass(frozen=True)

@@ -132,7 +132,7 @@ PLACES: Mapping[str, Place] = {
                 Rule(
                     _dynamic,
                     "make a fixed one: convert.azure-vhd",
-                    "Prepare Linux for imaging: fixed VHD only",
+                    "Prepare Linux for imaging",
                 ),
                 Rule(
                     _whole(1 << 20, "MiB"),
