@@ -513,7 +513,9 @@ class Convert(Request[Converted]):
     threads: int = 0
     """0: as many as there are cores."""
     location: str = ""
-    """Locked meanwhile; empty: nothing is."""
+    """Locked meanwhile; empty: the folder itself is."""
+    foreign: bool = False
+    """The image is a file of any maker and kind, also packed; otherwise it is a raw disk of ours."""
     force: bool = False
     """Also what is there already."""
     cloudstack: dict[str, Any] | None = None
@@ -562,7 +564,7 @@ class Inspected:
     """What the file says of itself, for people."""
     guest_sha256: str | None = None
     findings: tuple[Mapping[str, str], ...] = ()
-    """Each with severity (error, warning, info), where, text, refused_by and fix."""
+    """Each with severity (error, warning, info), where, text, refused_by, fix and lossy."""
 
 
 @dataclass(frozen=True)
