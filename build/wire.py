@@ -516,6 +516,8 @@ class Convert(Request[Converted]):
     """Locked meanwhile; empty: the folder itself is."""
     foreign: bool = False
     """The image is a file of any maker and kind, also packed; otherwise it is a raw disk of ours."""
+    disk: int = 1
+    """Which of several disks in it."""
     force: bool = False
     """Also what is there already."""
     cloudstack: dict[str, Any] | None = None
@@ -563,7 +565,7 @@ class Inspected:
     facts: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """What the file says of itself, for people."""
     guest_sha256: str | None = None
-    findings: tuple[Mapping[str, str], ...] = ()
+    findings: tuple[Mapping[str, Any], ...] = ()
     """Each with severity (error, warning, info), where, text, refused_by, fix and lossy."""
 
 
@@ -575,6 +577,8 @@ class Inspect(Request[Inspected]):
     file: str
     work: str | None = None
     """Folder for what is expanded; None: the system's."""
+    disk: int = 1
+    """Which of several disks in it."""
     content: bool = False
     """Also hash what a guest would see."""
     limit: int = 0

@@ -180,7 +180,8 @@ def _outputs(request: wire.Convert) -> list[Output]:
             output.name == Path(request.image).name
             and folder.resolve() == Path(request.image).parent.resolve()
         ):
-            raise Failure(f"{output.name} is the file to convert itself", "give the artifact another name")
+            hint = "write elsewhere: --to FOLDER" if request.foreign else "give the artifact another name"
+            raise Failure(f"{output.name} is the file to convert itself", hint)
     if len({output.name for output in outputs}) < len(outputs):
         raise Failure("two formats have the same file name", "give each its own name in the image definition")
     return outputs

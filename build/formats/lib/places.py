@@ -50,8 +50,10 @@ class Place:
     title: str
     names: tuple[str, ...]
     """How findings call it."""
+    best: str
+    """The format of ours that is made for it."""
     takes: tuple[str, ...]
-    """Kinds of files that it imports, the best first."""
+    """Kinds of files that it imports."""
     source: str
     """Where it says which."""
     outer: tuple[str, ...] = ()
@@ -96,6 +98,7 @@ PLACES: Mapping[str, Place] = {
             "xcp-ng",
             "XCP-ng",
             ("XCP-ng", "Xen Orchestra", "XenServer"),
+            "vhd",
             (*_XEN, "qcow2", "raw", "ova", "vmdk"),
             "xapi-project/xen-api, ocaml/xapi/import_raw_vdi.ml; Xen Orchestra's disk and VM import",
             ("gz", "zst"),
@@ -104,6 +107,7 @@ PLACES: Mapping[str, Place] = {
             "xenserver",
             "XenServer",
             ("XenServer",),
+            "vhd",
             (*_XEN, "ova"),
             "XenServer 8, Import and export VMs; blktap's vhd-util check",
             ("gz",),
@@ -112,6 +116,7 @@ PLACES: Mapping[str, Place] = {
             "vsphere",
             "vSphere",
             ("vSphere", "ESXi", "vCenter", "VMware"),
+            "ova",
             ("ova", "vmdk"),
             "vSphere, Deploying OVF and OVA Templates",
         ),
@@ -119,6 +124,7 @@ PLACES: Mapping[str, Place] = {
             "hyperv",
             "Hyper-V",
             ("Hyper-V",),
+            "vhdx",
             ("vhdx", "vhd"),
             "Microsoft Learn, New-VHD and Convert-VHD of Hyper-V",
         ),
@@ -126,6 +132,7 @@ PLACES: Mapping[str, Place] = {
             "azure",
             "Azure",
             ("Azure", "Hyper-V"),
+            "azure-vhd",
             ("vhd",),
             "Microsoft Learn, Prepare Linux for imaging in Azure",
             rules=(
@@ -148,6 +155,7 @@ PLACES: Mapping[str, Place] = {
             "gce",
             "Google Compute Engine",
             ("Google Compute Engine",),
+            "gce",
             ("raw",),
             "Compute Engine, Manually import boot disks",
             ("gce",),
@@ -164,6 +172,7 @@ PLACES: Mapping[str, Place] = {
             "aws",
             "AWS VM Import",
             ("AWS",),
+            "vmdk",
             ("ova", "vmdk", "vhd", "vhdx", "raw"),
             "VM Import/Export, Requirements: image formats",
         ),
@@ -171,6 +180,7 @@ PLACES: Mapping[str, Place] = {
             "proxmox",
             "Proxmox VE",
             ("Proxmox", "QEMU", "KVM"),
+            "qcow2",
             ("qcow2", "raw", "vmdk", "ova", "vdi", "vhdx", "vhd", "vma"),
             "Proxmox VE, qm disk import and import of OVF",
         ),
@@ -178,6 +188,7 @@ PLACES: Mapping[str, Place] = {
             "kvm",
             "KVM",
             ("KVM", "QEMU"),
+            "qcow2",
             ("qcow2", "raw", "vmdk", "vdi", "vhdx", "vhd", "qed", "parallels"),
             "QEMU, Disk image file formats",
         ),
@@ -185,6 +196,7 @@ PLACES: Mapping[str, Place] = {
             "openstack",
             "OpenStack",
             ("OpenStack", "QEMU", "KVM"),
+            "qcow2",
             ("qcow2", "raw", "vmdk", "vdi", "vhdx", "vhd", "ova", "iso"),
             "Glance, disk formats",
         ),
@@ -192,6 +204,7 @@ PLACES: Mapping[str, Place] = {
             "virtualbox",
             "VirtualBox",
             ("VirtualBox",),
+            "ova",
             ("ova", "vdi", "vmdk", "vhd", "qed", "parallels"),
             "VirtualBox manual, Disk Image Files",
         ),
@@ -199,6 +212,7 @@ PLACES: Mapping[str, Place] = {
             "cloudstack",
             "CloudStack",
             ("CloudStack", "XenServer", "QEMU", "KVM", "vSphere", "ESXi", "vCenter"),
+            "qcow2",
             ("qcow2", "vhd", "ova", "raw", "vmdk", "iso"),
             "CloudStack, registerTemplate; core/src/main/java/com/cloud/storage/template",
             ("bz2", "gz", "zip"),
@@ -228,24 +242,14 @@ def _is_named(place: Place, part: str) -> bool:
 
 def refusals(place: Place, seen: Seen) -> Iterator[Finding]:
     """What this place alone has against a file."""
+    name, make = place.names[0], f"make one for it: inv convert.{place.best} --from FILE"
     if seen.kind not in place.takes:
-        taken = ", ".join(place.takes)
-        yield Finding(
-            "error",
-            "format",
-            f"{place.title} does not import {seen.kind}",
-            place.title,
-            f"convert it to one of {taken}",
-        )
+        yield Finding("error", "format", f"{place.title} does not import {seen.kind}", name, make)
         return
     if seen.outer and seen.outer not in place.outer:
         yield Finding(
-            "error",
-            "format",
-            f"{place.title} does not unpack {seen.outer}",
-            place.title,
-            "unpack it first",
+            "error", "format", f"{place.title} does not unpack {seen.outer}", name, "unpack it first"
         )
     for rule in place.rules:
         if text := rule.fault(seen):
-            yield Finding("error", "format", text, place.title, rule.fix)
+            yield Finding("error", "format", text, name, rule.fix)
