@@ -22,6 +22,7 @@ from build import STEPS, verbs
 from build.engine import pipeline, recipe
 from build.engine.remote import HostContext, register_flags
 from build.formats import FORMATS
+from build.formats.lib.places import PLACES
 
 register_flags(program, pipeline.submit_detached, verbs.completion.candidates)
 
@@ -103,29 +104,46 @@ def build(c: HostContext) -> None:
     verbs.build.build(pipeline.of(c))
 
 
-@task(name="all", default=True)
-def convert_all(c: HostContext) -> None:
+SOURCE = {
+    "from": "Any image file, not our raw image: of any format and maker, also packed or in an OVA.",
+    "disk": "Which disk of it, where it holds several (default: 1).",
+}
+
+
+@task(name="all", default=True, positional=[], auto_shortflags=False, help=SOURCE)
+def convert_all(c: HostContext, from_: str = "", disk: str = "") -> None:
     """Convert the raw image to every format of its definition, or to --formats a,b,c, in one reading."""
-    verbs.convert.convert(pipeline.of(c), c.flags.formats)
+    verbs.convert.convert(pipeline.of(c), c.flags.formats, from_, disk)
 
 
-def convert_to(name: str) -> Task[Callable[[HostContext], None]]:
+def convert_to(name: str) -> Task[Callable[..., None]]:
     """Make the verb of one format."""
 
-    def run(c: HostContext) -> None:
-        verbs.convert.convert(pipeline.of(c), name)
+    def run(c: HostContext, from_: str = "", disk: str = "") -> None:
+        verbs.convert.convert(pipeline.of(c), name, from_, disk)
 
     run.__doc__ = f"Convert to {FORMATS[name].help}."
-    return Task(run, name=name)
+    return Task(run, name=name, positional=[], auto_shortflags=False, help=SOURCE)
 
 
 convert = Collection("convert", convert_all, *map(convert_to, FORMATS))
 
 
-@task(positional=["file"], help={"file": "Any image file.", "json": JSON})
-def inspect(c: HostContext, file: str, json: bool = False) -> None:
+@task(
+    positional=["file"],
+    help={
+        "file": "Any image file.",
+        "for": f"Say what this place would refuse: {', '.join(PLACES)} (several: a,b).",
+        "disk": "Which disk of it is looked at, where it holds several (default: 1).",
+        "content": "Print the SHA-256 of what a guest would see, too.",
+        "json": JSON,
+    },
+)
+def inspect(
+    c: HostContext, file: str, for_: str = "", disk: str = "", content: bool = False, json: bool = False
+) -> None:
     """Say what an image file is, of any maker, and which hypervisor would refuse it and why."""
-    verbs.inspect.inspect(pipeline.of(c, json), file, json)
+    verbs.inspect.inspect(pipeline.of(c, json), file, for_, disk, content, json)
 
 
 @task(

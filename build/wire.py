@@ -513,7 +513,11 @@ class Convert(Request[Converted]):
     threads: int = 0
     """0: as many as there are cores."""
     location: str = ""
-    """Locked meanwhile; empty: nothing is."""
+    """Locked meanwhile; empty: the folder itself is."""
+    foreign: bool = False
+    """The image is a file of any maker and kind, also packed; otherwise it is a raw disk of ours."""
+    disk: int = 1
+    """Which of several disks in it."""
     force: bool = False
     """Also what is there already."""
     cloudstack: dict[str, Any] | None = None
@@ -561,8 +565,8 @@ class Inspected:
     facts: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """What the file says of itself, for people."""
     guest_sha256: str | None = None
-    findings: tuple[Mapping[str, str], ...] = ()
-    """Each with severity (error, warning, info), where, text, refused_by and fix."""
+    findings: tuple[Mapping[str, Any], ...] = ()
+    """Each with severity (error, warning, info), where, text, refused_by, fix and lossy."""
 
 
 @dataclass(frozen=True)
@@ -573,6 +577,8 @@ class Inspect(Request[Inspected]):
     file: str
     work: str | None = None
     """Folder for what is expanded; None: the system's."""
+    disk: int = 1
+    """Which of several disks in it."""
     content: bool = False
     """Also hash what a guest would see."""
     limit: int = 0

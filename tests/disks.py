@@ -14,14 +14,13 @@ from typing import Any
 from build import wire
 from build.agent.verbs import convert
 from build.engine.options import Options
-from build.engine.settings import Settings
 from build.formats import FORMATS, KINDS
 from build.formats.lib.errors import Unsupported
 from build.formats.lib.findings import Finding, collect
 from build.formats.lib.format import Format
 from build.formats.lib.pieces import Disk
 from build.formats.lib.reader import BoundedReader
-from build.verbs.convert import descriptor
+from build.verbs.convert import UNKNOWN, descriptor
 
 MIB = 1 << 20
 EPOCH = 1_700_000_000
@@ -29,7 +28,11 @@ EPOCH = 1_700_000_000
 
 def options(row: Format) -> dict[str, Any]:
     """What its writer must be told."""
-    ovf = {"ovf": descriptor(row.descriptor, Settings(), Options(), row.name)} if row.descriptor else {}
+    ovf = (
+        {"ovf": descriptor(row.descriptor, "systemvm", UNKNOWN, Options(), row.name)}
+        if row.descriptor
+        else {}
+    )
     return {**row.options, **ovf}
 
 

@@ -88,6 +88,21 @@ def is_held(file: Path) -> bool:
 
 
 @contextlib.contextmanager
+def hold(folder: Path, wait: Callable[[], None]) -> Iterator[None]:
+    """Lock a folder itself; `wait` is called before another holder is waited for."""
+    handle = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            wait()
+            fcntl.flock(handle, fcntl.LOCK_EX)
+        yield
+    finally:
+        os.close(handle)
+
+
+@contextlib.contextmanager
 def scratch(folder: Path, prefix: str) -> Iterator[Path]:
     """A folder for as long as this lasts; whoever finds it locked (`is_held`) leaves it."""
     with tempfile.TemporaryDirectory(prefix=prefix, dir=folder) as made:

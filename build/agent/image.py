@@ -32,6 +32,11 @@ class Image:
     name: str
     """Its name without what is around it."""
 
+    @property
+    def described(self) -> str:
+        """What the file is, in a few words."""
+        return f"{self.kind.name} inside {self.outer}" if self.outer else self.kind.name
+
 
 @contextlib.contextmanager
 def opened_file(path: Path) -> Iterator[int]:

@@ -5,9 +5,12 @@ Pure: the build host's agent (`build.agent.verbs.convert`) does the work, in one
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, replace
 from difflib import get_close_matches
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from jinja2 import TemplateError
@@ -20,7 +23,7 @@ from build.engine.options import Options
 from build.engine.pipeline import Build
 from build.engine.render import render
 from build.engine.settings import Loaded, Settings
-from build.formats import FORMATS
+from build.formats import FORMATS, KINDS
 from build.formats.lib import outer as compression
 from build.formats.lib.errors import Unsupported
 from build.formats.lib.format import Template
@@ -29,6 +32,21 @@ from build.verbs import artifacts
 TEMPLATES = CHECKOUT / "templates"
 _ARCH = {"amd64": "x86_64"}
 _DEBIAN = {"bookworm": 12, "trixie": 13}
+
+
+@dataclass(frozen=True)
+class Guest:
+    """What an OVF says of the system on the disk."""
+
+    number: int
+    """CIM's OSType."""
+    vmware: str
+    """VMware's name of it."""
+    description: str
+
+
+UNKNOWN = Guest(101, "otherLinux64Guest", "Linux (64-bit)")
+"""Of a disk that somebody else made."""
 
 
 def chosen(asked: str | Iterable[str], settings: Settings) -> tuple[str, ...]:
@@ -105,13 +123,16 @@ def request(
     options: Options | None = None,
     threads: int = 0,
     location: str = "",
+    guest: Guest | None = None,
 ) -> wire.Convert:
     """What the agent's `convert` is asked; `image` and `outdir` are paths on the build host.
+
+    `guest` is what is on the disk; None: what the settings build.
 
     Raises BuildError for names that clash or would be blank, before anything runs.
     """
     settings = loaded.settings
-    specs = [_spec(name, settings, options or Options()) for name in formats]
+    specs = [_spec(name, settings, options or Options(), guest or debian(settings)) for name in formats]
     taken: dict[str, str] = {}
     for spec in specs:
         if other := taken.get(spec["file"]):
@@ -145,7 +166,14 @@ def _metadata(settings: Settings) -> dict[str, Any] | None:
     return cloudstack.metadata(settings.cloudstack_release, _arch(settings), files, settings.download_url)
 
 
-def _spec(name: str, settings: Settings, options: Options) -> dict[str, Any]:
+def debian(settings: Settings) -> Guest:
+    """The system that the settings build. ESXi 6.5 knows no Debian after 10."""
+    if settings.arch == "amd64":
+        return Guest(96, "debian10_64Guest", f"Debian GNU/Linux {_DEBIAN[settings.suite]} (64-bit)")
+    return Guest(95, "debian10Guest", f"Debian GNU/Linux {_DEBIAN[settings.suite]} (32-bit)")
+
+
+def _spec(name: str, settings: Settings, options: Options, guest: Guest) -> dict[str, Any]:
     row, file = FORMATS[name], file_name(name, settings)
     try:
         given = {**row.options, **row.kind.options(options.model_dump(), outer(file))}
@@ -153,7 +181,7 @@ def _spec(name: str, settings: Settings, options: Options) -> dict[str, Any]:
         raise BuildError(f"{name}: {error.message}", error.hint) from None
     if row.descriptor:
         base = file.removesuffix(f".{outer(file)}").removesuffix(f".{row.kind.suffix}")
-        given["ovf"] = descriptor(row.descriptor, settings, options, base)
+        given["ovf"] = descriptor(row.descriptor, settings.imagename, guest, options, base)
     spec: dict[str, Any] = {
         "name": name,
         "kind": row.kind.name,
@@ -166,16 +194,15 @@ def _spec(name: str, settings: Settings, options: Options) -> dict[str, Any]:
     return spec
 
 
-def descriptor(template: str, settings: Settings, options: Options, base: str) -> str:
+def descriptor(template: str, name: str, guest: Guest, options: Options, base: str) -> str:
     """The OVF text; three numbers are left for the build host. Raises BuildError for a bad template."""
-    ovf, bits = options.ovf, "64" if settings.arch == "amd64" else ""
     values = {
-        **ovf.model_dump(),
+        **options.ovf.model_dump(),
         "base": base,
-        "name": settings.imagename,
-        "description": f"Debian GNU/Linux {_DEBIAN[settings.suite]} ({bits or '32'}-bit)",
-        "guest_os": ovf.guest_os or f"debian10{'_64' if bits else ''}Guest",
-        "os_id": 96 if bits else 95,
+        "name": name,
+        "description": guest.description,
+        "guest_os": options.ovf.guest_os or guest.vmware,
+        "os_id": guest.number,
     }
     try:
         return render((TEMPLATES / template).read_text(encoding="utf-8"), values)
@@ -206,10 +233,17 @@ def _register(template: Template, settings: Settings) -> dict[str, Any]:
     }
 
 
-def convert(build: Build, formats: str) -> None:
-    """Convert the raw image to the formats asked for, else to those of its definition."""
-    wanted = chosen(formats, build.settings)  # a wrong name is told before an image is asked for
-    made = order(build, wanted, artifacts.need_image(build).get("epoch", 0))
+def convert(build: Build, formats: str, source: str = "", disk: str = "") -> None:
+    """Convert the raw image, or another file, to the formats asked for, else to those of the definition."""
+    if source:
+        made = build.order("convert", foreign(build, formats, source, disk))
+        if made and not build.host.remote:
+            build.console.note(f"in {made.folder}")
+    else:
+        if disk:
+            raise BuildError("--disk is for a file of --from", "leave it out: our image has one disk")
+        wanted = chosen(formats, build.settings)  # a wrong name is told before an image is asked for
+        made = order(build, wanted, artifacts.need_image(build).get("epoch", 0))
     artifacts.bring_home(build, made)
 
 
@@ -218,3 +252,38 @@ def order(build: Build, wanted: Sequence[str], epoch: int) -> wire.Converted | N
     image, outdir = build.prospect.image, build.prospect.place.location
     asked = request(build.loaded, wanted, image, outdir, epoch, build.settings.convert, location=outdir)
     return build.order("convert", asked)
+
+
+def foreign(build: Build, formats: str, source: str, disk: str = "") -> wire.Convert:
+    """The request for a file of any maker: nothing but `convert` of the image definition counts for it.
+
+    The files go where it lies, or to the folder of --to, and are named after it.
+    """
+    number = disk_number(disk)
+    remote = build.host.remote
+    path = PurePosixPath(source) if remote else Path(source).resolve()
+    folder = path.parent if remote or not build.flags.to else Path(build.flags.to).resolve()
+    base = stem(path.name) + (f"-disk{number}" if number > 1 else "")
+    settings = build.settings.model_copy(update={"imagename": base, "names": {}, "cloudstack_release": ""})
+    wanted = chosen(formats, settings)
+    epoch = int(os.environ.get("SOURCE_DATE_EPOCH") or 0)
+    loaded = replace(build.loaded, settings=settings)
+    asked = request(loaded, wanted, str(path), str(folder), epoch, settings.convert, guest=UNKNOWN)
+    return replace(asked, foreign=True, disk=number, private=False)
+
+
+def disk_number(text: str) -> int:
+    """The number of a disk in a file that holds several, from 1 on; raises BuildError."""
+    if text and not re.fullmatch(r"[1-9][0-9]{0,3}", text):
+        raise BuildError(f"--disk {text} is no number of a disk", "count from 1; see: inv inspect FILE")
+    return int(text or 1)
+
+
+def stem(name: str) -> str:
+    """What files made of one are named after: its name without suffixes, fit for a file name."""
+    known = {*compression.KINDS, "xz", "tar", "tgz", "box", "img", "raw", "xva"}
+    known |= {kind.suffix for kind in KINDS.values()}
+    base = name
+    while (end := base.rpartition("."))[0] and end[2].lower() in known:
+        base = end[0]
+    return re.sub(r"[^A-Za-z0-9._+~-]+", "-", base).lstrip("._+~-")[:150] or "disk"

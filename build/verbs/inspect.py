@@ -3,12 +3,17 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from difflib import get_close_matches
 from pathlib import Path
+from typing import Any
 
 from build import wire
 from build.engine.errors import BuildError
 from build.engine.pipeline import Build
+from build.formats.lib.places import PLACES, Place, Seen, minds, refusals
 from build.printable import printable
+from build.verbs.convert import disk_number
 
 ORDER = ("error", "warning", "info")
 
@@ -29,13 +34,13 @@ def lines(seen: wire.Inspected) -> list[str]:
     return [*head, *(line for finding in found for line in _finding(finding)), summary(seen.findings)]
 
 
-def _finding(finding: Mapping[str, str]) -> list[str]:
+def _finding(finding: Mapping[str, Any]) -> list[str]:
     who = f"  [{printable(finding['refused_by'])}]" if finding["refused_by"] else ""
     shown = [f"{finding['severity']}: {printable(finding['where'])}: {printable(finding['text'])}{who}"]
     return [*shown, f"  hint: {printable(finding['fix'])}"] if finding["fix"] else shown
 
 
-def summary(findings: Sequence[Mapping[str, str]]) -> str:
+def summary(findings: Sequence[Mapping[str, Any]]) -> str:
     """Count the findings in one line."""
     counts = [(sum(finding["severity"] == kind for finding in findings), kind) for kind in ORDER]
     told = ", ".join(
@@ -49,14 +54,53 @@ def status(seen: wire.Inspected) -> int:
     return int(any(finding["severity"] == "error" for finding in seen.findings))
 
 
-def inspect(build: Build, file: str, json: bool) -> None:
-    """Say what an image file is and what is wrong with it; fails when a hypervisor would refuse it."""
+def judged(seen: wire.Inspected, places: Sequence[Place]) -> wire.Inspected:
+    """The same for some places: what one of them refuses is an error, everything else is not."""
+    name = seen.file.rpartition("/")[2]
+    known = Seen(name, seen.outer, seen.format or "", seen.virtual_size or 0, seen.facts)
+    found = [dict(finding) for finding in seen.findings]
+    for finding in found:
+        whose = [place.title for place in places if minds(place, finding["refused_by"])]
+        if finding["severity"] != "info":
+            finding["severity"] = "error" if whose or finding["lossy"] else "info"
+    if seen.format:
+        found += [refusal.as_json() for place in places for refusal in refusals(place, known)]
+    return replace(seen, findings=tuple(found))
+
+
+def _refuses(place: Place, seen: wire.Inspected) -> bool:
+    wrong = (finding for finding in seen.findings if finding["severity"] == "error")
+    return any(finding["lossy"] or minds(place, finding["refused_by"]) for finding in wrong)
+
+
+def chosen(text: str) -> list[Place]:
+    """Places by their names, set apart by commas; raises BuildError for an unknown one."""
+    names = [name.strip() for name in text.split(",") if name.strip()]
+    for name in names:
+        if name not in PLACES:
+            close = get_close_matches(name, PLACES, n=1)
+            hint = f"did you mean {close[0]!r}? " if close else ""
+            raise BuildError(f"unknown place {name!r}", f"{hint}known places: {', '.join(PLACES)}")
+    return [PLACES[name] for name in dict.fromkeys(names)]
+
+
+def inspect(build: Build, file: str, places: str, disk: str, content: bool, json: bool) -> None:
+    """Say what an image file is and what is wrong with it; fails when a hypervisor would refuse it.
+
+    With `places` only what one of them would refuse counts.
+    """
+    wanted = chosen(places)
     path = file if build.host.remote else str(Path(file).resolve())
-    seen = build.host.ask(wire.Inspect(path), build.follow)
+    seen = build.host.ask(wire.Inspect(path, disk=disk_number(disk), content=content), build.follow)
+    seen = judged(seen, wanted) if wanted else seen
     build.console.done()
     if json:
         build.console.json(**wire.dump(seen))
     for line in () if json else lines(seen):
         build.console.line(line)
     if status(seen):
-        raise BuildError(f"{file} would be refused", "correct what the findings name, or convert again")
+        whom = ", ".join(place.title for place in wanted if _refuses(place, seen))
+        raise BuildError(
+            f"{file} would be refused{whom and f' by {whom}'}",
+            "correct what the findings name, or convert again",
+        )

@@ -16,7 +16,7 @@ from build.engine.settings import Settings
 from build.formats.lib import ovf, tar
 from build.formats.lib.errors import Unsupported
 from build.formats.lib.findings import Damaged
-from build.verbs.convert import descriptor
+from build.verbs.convert import debian, descriptor
 from tests.disks import EPOCH, MIB, ask, errors, lint, make, one, spec, usual
 
 OVF, RASD = f"{{{ovf.OVF}}}", f"{{{ovf.RASD}}}"
@@ -79,7 +79,8 @@ def test_descriptor_numbers(file: Path) -> None:
 
 
 def text(**ovf: object) -> str:
-    return descriptor("systemvm.ovf.j2", Settings(), Options(ovf=Ovf.model_validate(ovf)), "name")
+    options = Options(ovf=Ovf.model_validate(ovf))
+    return descriptor("systemvm.ovf.j2", "systemvm", debian(Settings()), options, "name")
 
 
 def test_settings_reach_the_descriptor() -> None:

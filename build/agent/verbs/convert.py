@@ -25,14 +25,14 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from build import wire
-from build.agent import cloudstack, files, pace, store
+from build.agent import cloudstack, files, image, pace, store
 from build.agent.events import Emit, Failure
-from build.formats import KINDS
+from build.formats import KINDS, raw
 from build.formats.lib import outer, pieces
 from build.formats.lib.codec import Codec, Deflate, Zlib
-from build.formats.lib.findings import Damaged
+from build.formats.lib.findings import Damaged, collect
 from build.formats.lib.format import Target
-from build.formats.lib.reader import BoundedReader
+from build.formats.lib.reader import BoundedReader, Budget
 from build.formats.lib.writer import Units, Writer
 
 SUMS = {"MD5SUMS": "md5", "SHA256SUMS": "sha256", "SHA512SUMS": "sha512"}
@@ -85,35 +85,75 @@ class Output:
 def run(request: wire.Convert, emit: Emit) -> wire.Converted:
     """Write them, prove them, name them. Raises Failure; then no asked name has changed."""
     started = time.monotonic()
-    if location := request.location:
-        store.lock(Path(location), emit, "convert")
-    image, outputs = Path(request.image), _outputs(request)
-    try:
-        fd = os.open(image, os.O_RDONLY | os.O_CLOEXEC)
-    except FileNotFoundError:
-        raise Failure(f"there is no raw disk {image}", "make it first: inv build") from None
-    with _closing(fd):
+    place = Path(request.location) if request.location else None
+    path, outputs = Path(request.image), _outputs(request)
+    with contextlib.ExitStack() as stack:
+        if place:
+            store.lock(place, emit, "convert")
+        fd = stack.enter_context(_opened(path, request))
         status = os.fstat(fd)
-        size = BoundedReader.whole(fd).size
+        source = {"size": BoundedReader.whole(fd).size, "mtime_ns": status.st_mtime_ns}
         for output in outputs:
-            KINDS[output.spec["kind"]].check_size(size)
             output.private = request.private or files.is_private(status)
-        source = {"size": size, "mtime_ns": status.st_mtime_ns}
         wanted = [output for output in outputs if request.force or not _known(output, request, source)]
         if wanted:
             what = " ".join(sorted(output.spec["name"] for output in wanted))
-            with pace.work(Path(location) if location else None, "convert", emit, what) as follow:
-                _convert(fd, size, wanted, request, source, follow, started)
+            with pace.work(place, "convert", emit, what) as follow:
+                disk = stack.enter_context(_disk(fd, path, request, follow))
+                for output in wanted:
+                    KINDS[output.spec["kind"]].check_size(disk.size)
+                _convert(fd, disk, wanted, request, source, follow, started)
         beside = _write_beside(outputs[0].folder, request, source)
     return wire.Converted(
         files=tuple(output.result for output in outputs),
         folder=request.outdir,
         beside=beside,
-        virtual_size=size,
+        virtual_size=outputs[0].result["virtual_size"],
         guest_sha256=outputs[0].result["guest_sha256"],
         private=outputs[0].private,
         seconds=round(time.monotonic() - started, 3),
     )
+
+
+@contextlib.contextmanager
+def _opened(path: Path, request: wire.Convert) -> Iterator[int]:
+    """A descriptor of the file to convert."""
+    if request.foreign:
+        with image.opened_file(path) as fd:
+            yield fd
+        return
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError:
+        raise Failure(f"there is no raw disk {path}", "make it first: inv build") from None
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+@contextlib.contextmanager
+def _disk(fd: int, path: Path, request: wire.Convert, emit: Emit) -> Iterator[pieces.Disk]:
+    """What a guest would see of the file: a raw disk of ours, or whatever a foreign file holds."""
+    if not request.foreign:
+        yield raw.RawDisk(BoundedReader.whole(fd))
+        return
+    try:
+        with image.opened(fd, path.name, emit, work=request.outdir) as found:
+            emit("note", text=f"{path.name}: {found.described}")
+            _refuse_loss(found)
+            yield found.kind.read(found.reader)
+    except Damaged as damage:
+        raise Failure(f"{path.name}: {damage}", damage.finding.fix) from None
+
+
+def _refuse_loss(found: image.Image) -> None:
+    """Raise Damaged for what a conversion would carry on as if it were right."""
+    reader = found.reader
+    checked = BoundedReader(reader.fd, reader.start, reader.size, Budget(8 * reader.allocated() + (1 << 30)))
+    for finding in collect(found.kind.lint(checked)):
+        if finding.lossy:
+            raise Damaged(finding.where, finding.text, finding.refused_by, finding.fix)
 
 
 def _outputs(request: wire.Convert) -> list[Output]:
@@ -140,18 +180,11 @@ def _outputs(request: wire.Convert) -> list[Output]:
             output.name == Path(request.image).name
             and folder.resolve() == Path(request.image).parent.resolve()
         ):
-            raise Failure(f"{output.name} is the raw disk itself", "give the artifact another name")
+            hint = "write elsewhere: --to FOLDER" if request.foreign else "give the artifact another name"
+            raise Failure(f"{output.name} is the file to convert itself", hint)
     if len({output.name for output in outputs}) < len(outputs):
         raise Failure("two formats have the same file name", "give each its own name in the image definition")
     return outputs
-
-
-@contextlib.contextmanager
-def _closing(fd: int) -> Iterator[None]:
-    try:
-        yield
-    finally:
-        os.close(fd)
 
 
 def _key(output: Output, request: wire.Convert, source: dict[str, int]) -> str:
@@ -191,7 +224,30 @@ def _known(output: Output, request: wire.Convert, source: dict[str, int]) -> boo
 
 def _convert(
     fd: int,
-    size: int,
+    disk: pieces.Disk,
+    outputs: list[Output],
+    request: wire.Convert,
+    source: dict[str, int],
+    emit: Emit,
+    started: float,
+) -> None:
+    folder = outputs[0].folder
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        with files.hold(folder, lambda: emit("note", text=f"waiting: another conversion into {folder}")):
+            try:
+                _make(fd, disk, outputs, request, source, emit, started)
+            finally:
+                _remove_parts(outputs)
+    except Damaged as damage:
+        raise Failure(f"{request.image}: {damage}", damage.finding.fix) from None
+    except OSError as error:
+        raise _explain(error, folder) from error
+
+
+def _make(
+    fd: int,
+    disk: pieces.Disk,
     outputs: list[Output],
     request: wire.Convert,
     source: dict[str, int],
@@ -199,40 +255,31 @@ def _convert(
     started: float,
 ) -> None:
     threads = request.threads or len(os.sched_getaffinity(0))
-    folder = outputs[0].folder
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        _remove_parts(outputs)
-        with ThreadPoolExecutor(threads) as pool, contextlib.ExitStack() as stack:
-            stack.callback(pool.shutdown, wait=True, cancel_futures=True)
-            for output in outputs:
-                output.inner = stack.enter_context(output.open(output.inner_part))
-                target = Target(output.inner, size, output.inner_name, request.epoch)
-                output.writer = KINDS[output.spec["kind"]].write(target, output.spec.get("options") or {})
-            content = _write(fd, size, outputs, pool, threads, emit)
-            if os.fstat(fd).st_mtime_ns != source["mtime_ns"] or BoundedReader.whole(fd).size != size:
-                raise Failure(
-                    "the raw disk was changed while it was read",
-                    "run it again when nothing writes to the disk",
-                )
-            for output in outputs:
-                assert output.writer is not None
-                assert output.inner is not None
-                output.writer.close(f"{request.identity} {content.sha256}")
-                output.inner.flush()
-            _prove(outputs, content, pool, emit)
-            for output in outputs:
-                if output.compress:
-                    _compress(output, pool, threads, request.epoch, emit)
-            for output in outputs:
-                _describe(output, content, request, source, time.monotonic() - started)
-        _publish(outputs)
-    except Damaged as damage:
-        raise Failure(f"{request.image}: {damage}", "run it again when nothing writes to the disk") from None
-    except OSError as error:
-        raise _explain(error, folder) from error
-    finally:
-        _remove_parts(outputs)
+    _remove_parts(outputs)
+    with ThreadPoolExecutor(threads) as pool, contextlib.ExitStack() as stack:
+        stack.callback(pool.shutdown, wait=True, cancel_futures=True)
+        for output in outputs:
+            output.inner = stack.enter_context(output.open(output.inner_part))
+            target = Target(output.inner, disk.size, output.inner_name, request.epoch)
+            output.writer = KINDS[output.spec["kind"]].write(target, output.spec.get("options") or {})
+        content = _write(disk, outputs, pool, threads, emit)
+        if {"size": BoundedReader.whole(fd).size, "mtime_ns": os.fstat(fd).st_mtime_ns} != source:
+            raise Failure(
+                f"{Path(request.image).name} was changed while it was read",
+                "run it again when nothing writes to it",
+            )
+        for output in outputs:
+            assert output.writer is not None
+            assert output.inner is not None
+            output.writer.close(f"{request.identity} {content.sha256}")
+            output.inner.flush()
+        _prove(outputs, content, pool, emit)
+        for output in outputs:
+            if output.compress:
+                _compress(output, pool, threads, request.epoch, emit)
+        for output in outputs:
+            _describe(output, content, request, source, time.monotonic() - started)
+    _publish(outputs)
 
 
 def _explain(error: OSError, folder: Path) -> Failure:
@@ -240,7 +287,7 @@ def _explain(error: OSError, folder: Path) -> Failure:
         free = os.statvfs(folder).f_bavail * os.statvfs(folder).f_frsize >> 20
         return Failure(
             f"no space left in {folder} ({free} MiB free now)",
-            "free some space there, or set LOCATION elsewhere",
+            "free some space there, or write elsewhere (LOCATION, or --to with --from)",
         )
     return Failure(f"{error.strerror or error}: {error.filename or folder}")
 
@@ -266,10 +313,11 @@ class Content:
 
 
 def _write(
-    fd: int, size: int, outputs: list[Output], pool: ThreadPoolExecutor, threads: int, emit: Emit
+    disk: pieces.Disk, outputs: list[Output], pool: ThreadPoolExecutor, threads: int, emit: Emit
 ) -> Content:
     """Read the disk once and feed every writer."""
     writers = [output.writer for output in outputs if output.writer is not None]
+    size = disk.size
     codecs: list[Codec] = list(dict.fromkeys(writer.codec for writer in writers if writer.codec is not None))
     content = Content(size, bytearray(32 * pieces.count(size)))
     whole = hashlib.sha256()
@@ -297,7 +345,7 @@ def _write(
     pending: deque[tuple[pieces.Run, Future[None], Future[tuple[bytes, Units]] | None]] = deque()
     with ThreadPoolExecutor(1) as in_order:
         try:
-            for run in pieces.scan(fd, size):
+            for run in pieces.scan(disk):
                 pending.append(
                     (run, in_order.submit(hash_run, run), pool.submit(work, run.data) if run.data else None)
                 )

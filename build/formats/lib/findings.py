@@ -26,10 +26,13 @@ class Finding:
     refused_by: str = ""
     """Hypervisor or tool that would refuse the file or misread it; empty when nobody is known to."""
     fix: str = ""
+    lossy: bool = False
+    """Whether whoever reads on gets other bytes than were written, or misses some: no conversion mends it."""
 
     def as_json(self) -> dict[str, Any]:
         """Plain values for the protocol and for reports."""
-        return {name: value[:LONGEST] for name, value in asdict(self).items()}
+        told = {name: value[:LONGEST] for name, value in asdict(self).items() if name != "lossy"}
+        return {**told, "lossy": self.lossy}
 
 
 class Damaged(Exception):
@@ -37,7 +40,7 @@ class Damaged(Exception):
 
     def __init__(self, where: str, text: str, refused_by: str = "every reader", fix: str = "") -> None:
         super().__init__(f"{where}: {text}")
-        self.finding = Finding("error", where, text, refused_by, fix or "convert the disk again")
+        self.finding = Finding("error", where, text, refused_by, fix or "convert the disk again", lossy=True)
 
 
 def at(offset: int) -> str:

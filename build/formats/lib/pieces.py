@@ -3,13 +3,9 @@
 from __future__ import annotations
 
 import hashlib
-import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Protocol
-
-from build.formats.lib.findings import Damaged, at
-from build.formats.lib.reader import next_data
 
 PIECE = 2 << 20
 UNIT = 64 << 10
@@ -52,31 +48,21 @@ def length(index: int, size: int) -> int:
     return min(PIECE, size - index * PIECE)
 
 
-def scan(fd: int, size: int) -> Iterator[Run]:
-    """Read a raw disk once, front to back, holes skipped; zero pieces come in runs.
-
-    Raises Damaged when the file becomes shorter meanwhile.
-    """
-    index, total = 0, count(size)
-    while index < total:
-        holes = min(next_data(fd, index * PIECE) // PIECE, total) - index
-        if holes > 0:
-            yield Run(index, holes, None)
-            index += holes
+def scan(disk: Disk) -> Iterator[Run]:
+    """Read a disk once, front to back; zero pieces come in runs. Raises Damaged."""
+    zeros = 0
+    total = count(disk.size)
+    for index in range(total):
+        data = disk.piece(index)
+        if data is None or is_zero(data):
+            zeros += 1
             continue
-        data = _read(fd, index * PIECE, length(index, size))
-        yield Run(index, 1, None if is_zero(data) else data)
-        index += 1
-
-
-def _read(fd: int, offset: int, wanted: int) -> bytes:
-    data = os.pread(fd, wanted, offset)
-    while len(data) < wanted:
-        more = os.pread(fd, wanted - len(data), offset + len(data))
-        if not more:
-            raise Damaged(at(offset + len(data)), "the disk became shorter while it was read")
-        data += more
-    return data
+        if zeros:
+            yield Run(index - zeros, zeros, None)
+        zeros = 0
+        yield Run(index, 1, data)
+    if zeros:
+        yield Run(total - zeros, zeros, None)
 
 
 def is_zero(data: bytes) -> bool:

@@ -50,8 +50,10 @@ class Place:
     title: str
     names: tuple[str, ...]
     """How findings call it."""
+    best: str
+    """The format of ours that is made for it."""
     takes: tuple[str, ...]
-    """Kinds of files that it imports, the best first."""
+    """Kinds of files that it imports."""
     source: str
     """Where it says which."""
     outer: tuple[str, ...] = ()
@@ -78,16 +80,6 @@ def _dynamic(seen: Seen) -> str:
     return "a dynamic VHD" if seen.kind == "vhd" and seen.facts.get("type") != "fixed" else ""
 
 
-def _google(seen: Seen) -> str:
-    return "" if seen.outer == "gce" else "the disk is not disk.raw in a .tar.gz"
-
-
-def _suffix(seen: Seen) -> str:
-    inner = seen.name.lower().removesuffix(f".{seen.outer}") if seen.outer else seen.name.lower()
-    wanted = "raw" if seen.kind == "raw" else seen.kind
-    return "" if inner.endswith((f".{wanted}", ".img")) else f"the name does not end in .{wanted}"
-
-
 _XEN = ("vhd", "xva")
 PLACES: Mapping[str, Place] = {
     place.name: place
@@ -96,6 +88,7 @@ PLACES: Mapping[str, Place] = {
             "xcp-ng",
             "XCP-ng",
             ("XCP-ng", "Xen Orchestra", "XenServer"),
+            "vhd",
             (*_XEN, "qcow2", "raw", "ova", "vmdk"),
             "xapi-project/xen-api, ocaml/xapi/import_raw_vdi.ml; Xen Orchestra's disk and VM import",
             ("gz", "zst"),
@@ -104,6 +97,7 @@ PLACES: Mapping[str, Place] = {
             "xenserver",
             "XenServer",
             ("XenServer",),
+            "vhd",
             (*_XEN, "ova"),
             "XenServer 8, Import and export VMs; blktap's vhd-util check",
             ("gz",),
@@ -112,6 +106,7 @@ PLACES: Mapping[str, Place] = {
             "vsphere",
             "vSphere",
             ("vSphere", "ESXi", "vCenter", "VMware"),
+            "ova",
             ("ova", "vmdk"),
             "vSphere, Deploying OVF and OVA Templates",
         ),
@@ -119,6 +114,7 @@ PLACES: Mapping[str, Place] = {
             "hyperv",
             "Hyper-V",
             ("Hyper-V",),
+            "vhdx",
             ("vhdx", "vhd"),
             "Microsoft Learn, New-VHD and Convert-VHD of Hyper-V",
         ),
@@ -126,6 +122,7 @@ PLACES: Mapping[str, Place] = {
             "azure",
             "Azure",
             ("Azure", "Hyper-V"),
+            "azure-vhd",
             ("vhd",),
             "Microsoft Learn, Prepare Linux for imaging in Azure",
             rules=(
@@ -148,11 +145,11 @@ PLACES: Mapping[str, Place] = {
             "gce",
             "Google Compute Engine",
             ("Google Compute Engine",),
-            ("raw",),
-            "Compute Engine, Manually import boot disks",
+            "gce",
             ("gce",),
+            "Compute Engine, Manually import boot disks",
+            ("gz",),
             (
-                Rule(_google, "make it: convert.gce", "Manually import boot disks: disk.raw in GNU tar.gz"),
                 Rule(
                     _whole(1 << 30, "GiB"),
                     "make the disk whole GiB",
@@ -164,6 +161,7 @@ PLACES: Mapping[str, Place] = {
             "aws",
             "AWS VM Import",
             ("AWS",),
+            "vmdk",
             ("ova", "vmdk", "vhd", "vhdx", "raw"),
             "VM Import/Export, Requirements: image formats",
         ),
@@ -171,6 +169,7 @@ PLACES: Mapping[str, Place] = {
             "proxmox",
             "Proxmox VE",
             ("Proxmox", "QEMU", "KVM"),
+            "qcow2",
             ("qcow2", "raw", "vmdk", "ova", "vdi", "vhdx", "vhd", "vma"),
             "Proxmox VE, qm disk import and import of OVF",
         ),
@@ -178,6 +177,7 @@ PLACES: Mapping[str, Place] = {
             "kvm",
             "KVM",
             ("KVM", "QEMU"),
+            "qcow2",
             ("qcow2", "raw", "vmdk", "vdi", "vhdx", "vhd", "qed", "parallels"),
             "QEMU, Disk image file formats",
         ),
@@ -185,6 +185,7 @@ PLACES: Mapping[str, Place] = {
             "openstack",
             "OpenStack",
             ("OpenStack", "QEMU", "KVM"),
+            "qcow2",
             ("qcow2", "raw", "vmdk", "vdi", "vhdx", "vhd", "ova", "iso"),
             "Glance, disk formats",
         ),
@@ -192,6 +193,7 @@ PLACES: Mapping[str, Place] = {
             "virtualbox",
             "VirtualBox",
             ("VirtualBox",),
+            "ova",
             ("ova", "vdi", "vmdk", "vhd", "qed", "parallels"),
             "VirtualBox manual, Disk Image Files",
         ),
@@ -199,6 +201,7 @@ PLACES: Mapping[str, Place] = {
             "cloudstack",
             "CloudStack",
             ("CloudStack", "XenServer", "QEMU", "KVM", "vSphere", "ESXi", "vCenter"),
+            "qcow2",
             ("qcow2", "vhd", "ova", "raw", "vmdk", "iso"),
             "CloudStack, registerTemplate; core/src/main/java/com/cloud/storage/template",
             ("bz2", "gz", "zip"),
@@ -228,24 +231,14 @@ def _is_named(place: Place, part: str) -> bool:
 
 def refusals(place: Place, seen: Seen) -> Iterator[Finding]:
     """What this place alone has against a file."""
+    name, make = place.names[0], f"make one for it: inv convert.{place.best} --from FILE"
     if seen.kind not in place.takes:
-        taken = ", ".join(place.takes)
-        yield Finding(
-            "error",
-            "format",
-            f"{place.title} does not import {seen.kind}",
-            place.title,
-            f"convert it to one of {taken}",
-        )
+        yield Finding("error", "format", f"{place.title} does not import {seen.kind}", name, make)
         return
     if seen.outer and seen.outer not in place.outer:
         yield Finding(
-            "error",
-            "format",
-            f"{place.title} does not unpack {seen.outer}",
-            place.title,
-            "unpack it first",
+            "error", "format", f"{place.title} does not unpack {seen.outer}", name, "unpack it first"
         )
     for rule in place.rules:
         if text := rule.fault(seen):
-            yield Finding("error", "format", text, place.title, rule.fix)
+            yield Finding("error", "format", text, name, rule.fix)
