@@ -1,4 +1,4 @@
-"""Conversion of files that others made: any format in, any format out, with nothing of our build behind it."""
+"""Conversion of files that others made: any format in, any format out, without our build."""
 
 from __future__ import annotations
 
@@ -64,16 +64,12 @@ def test_every_format_of_ours_from_a_file_of_others(disk: Path, tmp_path: Path) 
     raw.parent.mkdir()
     raw.write_bytes(disk.read_bytes())
     everything = ",".join(name for name in FORMATS if name != "gce")  # which takes whole GiB
+    found = []
     for start in (source, raw):
-        cli.succeed(
-            "convert", "--from", str(start), "--formats", everything, "--to", str(start.parent / "out")
-        )
-    first, second = (
-        {path.name: digest(path) for path in (start.parent / "out").glob("vm*")} for start in (source, raw)
-    )
-    for sums in (first, second):
-        for name in [name for name in sums if name.endswith(".json")]:
-            del sums[name]  # which tells what the file was made from
+        out = start.parent / "out"
+        cli.succeed("convert", "--from", str(start), "--formats", everything, "--to", str(out))
+        found.append({path.name: digest(path) for path in out.glob("vm*") if path.suffix != ".json"})
+    first, second = found
     assert first == second
     assert len(first) >= len(FORMATS) - 1
     told = json.loads((tmp_path / "out/vm.qcow2.json").read_text())

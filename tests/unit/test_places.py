@@ -55,7 +55,7 @@ def test_each_place_takes_what_is_made_for_it(place: str) -> None:
         ("azure", Seen("x.qcow2", "", "qcow2", GIB), "does not import qcow2"),
         ("gce", Seen("x.tar.gz", "gz", "gce", GIB + (1 << 20)), "not whole GiB"),
         ("vsphere", Seen("x.ova.gz", "gz", "ova", GIB), "does not unpack gz"),
-        ("cloudstack", Seen("x.img", "", "qcow2", GIB), "does not end in .qcow2"),
+        ("cloudstack", Seen("x.qcow2.zst", "zst", "qcow2", GIB), "does not unpack zst"),
     ],
 )
 def test_what_each_refuses(place: str, seen: Seen, says: str) -> None:

@@ -80,16 +80,6 @@ def _dynamic(seen: Seen) -> str:
     return "a dynamic VHD" if seen.kind == "vhd" and seen.facts.get("type") != "fixed" else ""
 
 
-def _google(seen: Seen) -> str:
-    return "" if seen.outer == "gce" else "the disk is not disk.raw in a .tar.gz"
-
-
-def _suffix(seen: Seen) -> str:
-    inner = seen.name.lower().removesuffix(f".{seen.outer}") if seen.outer else seen.name.lower()
-    wanted = "raw" if seen.kind == "raw" else seen.kind
-    return "" if inner.endswith((f".{wanted}", ".img")) else f"the name does not end in .{wanted}"
-
-
 _XEN = ("vhd", "xva")
 PLACES: Mapping[str, Place] = {
     place.name: place
@@ -156,11 +146,10 @@ PLACES: Mapping[str, Place] = {
             "Google Compute Engine",
             ("Google Compute Engine",),
             "gce",
-            ("raw",),
-            "Compute Engine, Manually import boot disks",
             ("gce",),
+            "Compute Engine, Manually import boot disks",
+            ("gz",),
             (
-                Rule(_google, "make it: convert.gce", "Manually import boot disks: disk.raw in GNU tar.gz"),
                 Rule(
                     _whole(1 << 30, "GiB"),
                     "make the disk whole GiB",
@@ -216,11 +205,6 @@ PLACES: Mapping[str, Place] = {
             ("qcow2", "vhd", "ova", "raw", "vmdk", "iso"),
             "CloudStack, registerTemplate; core/src/main/java/com/cloud/storage/template",
             ("bz2", "gz", "zip"),
-            (
-                Rule(
-                    _suffix, "name it after its format", "DownloadManagerImpl: the processor goes by the name"
-                ),
-            ),
         ),
     )
 }
