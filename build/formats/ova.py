@@ -172,16 +172,14 @@ def _virtual_size(disk: Inner) -> int | None:
 
 def packed(disk: Inner) -> Finding:
     """Why a disk cannot be read where it lies."""
-    if disk.compression:
-        return Finding(
-            "error",
-            disk.name[:100],
-            "the disk is compressed by gzip inside of the OVA",
-            "vSphere 6.5 and later, VirtualBox",
-            "unpack it: inv repair",
-        )
+    if not disk.compression:
+        return ovf.chunked(disk.name, len(disk.parts))
     return Finding(
-        "info", disk.name[:100], f"the disk lies in {len(disk.parts)} chunks", "", "join them: inv repair"
+        "error",
+        disk.name[:100],
+        "the disk is compressed by gzip inside of the OVA",
+        "vSphere 6.5 and later",
+        "unpack it: inv repair",
     )
 
 

@@ -74,6 +74,14 @@ def attribute(element: ElementTree.Element, name: str) -> str:
     return next((value for key, value in element.attrib.items() if local(key) == name), "")
 
 
+def kind_of(element: ElementTree.Element) -> str:
+    """Name of an element; of a Section or Content of OVF 0.9, the kind that its xsi:type names."""
+    name = local(element.tag)
+    if name in ("Section", "Content"):
+        return attribute(element, "type").rpartition(":")[2].removesuffix("_Type") or name
+    return name
+
+
 def words(text: str) -> list[str]:
     """Alternatives, set apart by blanks or commas."""
     return [part for part in re.split(r"[\s,]+", text) if part]
@@ -111,7 +119,7 @@ def families(section: ElementTree.Element) -> list[str]:
 
 def lint_system(system: ElementTree.Element, disks: frozenset[str]) -> Iterator[Finding]:
     """Check a virtual system; `disks` are the ids of the Disks that its devices may name."""
-    sections = [child for child in system if local(child.tag) == "VirtualHardwareSection"]
+    sections = [child for child in system if kind_of(child) == "VirtualHardwareSection"]
     if not sections:
         yield Finding("error", "VirtualSystem", "no VirtualHardwareSection", VSPHERE, "describe the hardware")
         return
@@ -165,17 +173,16 @@ def _lint_items(section: ElementTree.Element, disks: frozenset[str]) -> Iterator
 
 
 def _lint_id(item: Item, where: str, ids: set[tuple[str, str, str]]) -> Iterator[Finding]:
-    """One InstanceID may stand once for each deployment option and each bound of a range."""
+    """One InstanceID may stand once for each set of deployment options and each bound of a range."""
     if not item.id:
         yield Finding("error", where, "InstanceID is missing", VSPHERE, "number the items")
         return
     bound = attribute(item.element, "bound") or "normal"
-    for option in words(attribute(item.element, "configuration")) or [""]:
-        if (item.id, option, bound) in ids:
-            text = f"InstanceID is used twice{f' in the option {option[:40]}' if option else ''}"
-            yield Finding("error", where, text, VSPHERE, "number the items")
-            return
-        ids.add((item.id, option, bound))
+    options = " ".join(sorted(words(attribute(item.element, "configuration"))))
+    if (item.id, options, bound) in ids:
+        text = f"InstanceID is used twice{f' with the configuration {options[:40]}' if options else ''}"
+        yield Finding("error", where, text, VSPHERE, "number the items")
+    ids.add((item.id, options, bound))
 
 
 def _lint_order(item: Item, where: str) -> Iterator[Finding]:

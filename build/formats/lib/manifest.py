@@ -96,7 +96,7 @@ def lint(archive: Archive, members: Mapping[str, Member]) -> Iterator[Finding]:
                     "error",
                     where,
                     f"the digest of {name[:100]} is wrong",
-                    f"{VSPHERE}, VirtualBox, KVM",
+                    f"{VSPHERE}, VirtualBox, virt-v2v",
                     "copy the file again; if it was changed on purpose, write the manifest again",
                 )
     if re.search(r"^SHA1\b", text, re.MULTILINE):

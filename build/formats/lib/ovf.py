@@ -9,10 +9,11 @@ import re
 import xml.parsers.expat
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass
+from urllib.parse import unquote
 from xml.etree import ElementTree
 
 from build.formats.lib.findings import Damaged, Finding
-from build.formats.lib.hardware import CLOUDSTACK, attribute, is_open, lint_system, local
+from build.formats.lib.hardware import CLOUDSTACK, attribute, is_open, kind_of, lint_system, local
 from build.formats.lib.manifest import named
 from build.formats.lib.tar import VSPHERE, Member
 
@@ -127,7 +128,7 @@ class Descriptor:
     @property
     def systems(self) -> list[ElementTree.Element]:
         """The virtual machines."""
-        return [element for element in self.root.iter() if local(element.tag) == "VirtualSystem"]
+        return [element for element in self.root.iter() if kind_of(element) == "VirtualSystem"]
 
     @property
     def stored(self) -> Iterator[tuple[str, FileRef]]:
@@ -162,7 +163,7 @@ def read_descriptor(content: bytes) -> Descriptor:
     disks = []
     for section in root:
         for element in section:
-            if local(element.tag) == "Disk" and local(section.tag) in ("DiskSection", "Section"):
+            if local(element.tag) == "Disk" and kind_of(section) == "DiskSection":
                 id_, ref, *rest = (attribute(element, name).strip() for name in names)
                 disks.append(DiskRef(id_, by_id.get(ref), ref, *rest))
     return Descriptor(root, files, tuple(disks))
@@ -206,8 +207,7 @@ def lint_descriptor(
     yield from _lint_prefixes(content, space)
     yield from _lint_files(members, read)
     yield from _lint_disks(read, size_of)
-    if space in (OVF, OVF2):
-        yield from _lint_systems(read)
+    yield from _lint_systems(read)
 
 
 def _version(space: str) -> Finding:
@@ -223,8 +223,8 @@ def _version(space: str) -> Finding:
         return Finding(
             "warning",
             "Envelope",
-            "a descriptor of OVF 0.9, from before the standard; its hardware is not checked",
-            "CloudStack, VirtualBox",
+            "a descriptor of OVF 0.9, from before the standard",
+            "",
             "export it again with a current tool: ovftool reads it and writes OVF 1",
         )
     known = f"the namespace {space[:80]}" if space else "no namespace"
@@ -277,7 +277,11 @@ def _lint_files(members: Mapping[str, Member], read: Descriptor) -> Iterator[Fin
         if file.chunk:
             yield from _lint_chunks(where, file, parts)
         actual = sum(part.size for part in parts)
-        if file.size and not is_open(file.size) and file.size.strip() != str(actual):
+        size = file.size.strip()
+        if size and not is_open(size) and not _NUMBER.fullmatch(size):
+            text = f"ovf:size {size[:30]!r} is no number"
+            yield Finding("warning", where, text, CLOUDSTACK, f"write {actual}")
+        elif size and not is_open(size) and int(size) != actual:
             yield Finding(
                 "error",
                 where,
@@ -287,14 +291,19 @@ def _lint_files(members: Mapping[str, Member], read: Descriptor) -> Iterator[Fin
             )
 
 
-def _lint_chunks(where: str, file: FileRef, parts: tuple[Member, ...]) -> Iterator[Finding]:
-    yield Finding(
+def chunked(name: str, count: int) -> Finding:
+    """What there is to say of a file in chunks."""
+    return Finding(
         "warning",
-        where,
-        f"the file lies in {len(parts)} chunks, which the specification allows and vSphere takes",
-        "virt-v2v, CloudStack, VirtualBox, Proxmox",
+        f"File {name[:100]!r}",
+        f"the file lies in {count} chunks, which the specification allows and vSphere takes",
+        "virt-v2v, CloudStack",
         "join them: inv repair",
     )
+
+
+def _lint_chunks(where: str, file: FileRef, parts: tuple[Member, ...]) -> Iterator[Finding]:
+    yield chunked(unquote(file.href), len(parts))
     if not file.chunk.isdecimal() or any(part.size != int(file.chunk) for part in parts[:-1]):
         text = f"ovf:chunkSize {file.chunk[:30]!r} is not the size of the chunks"
         yield Finding("error", where, text, VSPHERE, f"write {parts[0].size}")
@@ -384,9 +393,10 @@ def _rounded(said: int, actual: int, disk: DiskRef) -> bool:
 
 def _lint_systems(read: Descriptor) -> Iterator[Finding]:
     systems = read.systems
-    if not systems:
+    several = any(kind_of(child) == "VirtualSystemCollection" for child in read.root)
+    if not systems and not several:
         yield Finding("error", "Envelope", "no virtual system", f"{VSPHERE}, {CLOUDSTACK}", "describe one")
-    if len(systems) > 1 or any(local(child.tag) == "VirtualSystemCollection" for child in read.root):
+    if len(systems) > 1 or any(kind_of(child) == "VirtualSystemCollection" for child in read.root):
         yield Finding(
             "warning",
             "VirtualSystemCollection",
