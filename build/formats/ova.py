@@ -325,7 +325,7 @@ def _lint_archive(archive: Archive, members: Mapping[str, Member]) -> Iterator[F
         names.add(name)
     if folders:
         text = "files lie in folders of the archive"
-        yield Finding("warning", "archive", text, VSPHERE, "put all files at the top")
+        yield Finding("warning", "archive", text, "", "put all files at the top")
     if first and any(first.owner):
         user, group = first.owner
         text = f"{first.name[:100]} belongs to user {user}, group {group}"
@@ -349,10 +349,10 @@ def _lint_member(archive: Archive, member: Member, name: str) -> Iterator[Findin
         )
     elif not (name.isascii() and name.isprintable()):
         text = f"the name {name[:100]!r} has unusual characters"
-        yield Finding("warning", where, text, VSPHERE, "use letters, digits, dots and dashes")
+        yield Finding("warning", where, text, "", "use letters, digits, dots and dashes")
     if archive.reader.read(member.header_at + 257, 5) != b"ustar":
         text = "a tar header of the old kind, neither ustar nor gnu"
-        yield Finding("warning", where, text, VSPHERE, "write the archive as ustar")
+        yield Finding("warning", where, text, "", "write the archive as ustar")
 
 
 def _recognize(reader: BoundedReader, head: bytes) -> Match:

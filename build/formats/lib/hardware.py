@@ -135,7 +135,7 @@ def _versions(found: list[str]) -> list[int]:
 def _lint_family(found: list[str]) -> Iterator[Finding]:
     where, versions = "VirtualSystemType", _versions(found)
     if not found:
-        yield Finding("warning", where, "no hardware family is named", VSPHERE, "write vmx-13")
+        yield Finding("warning", where, "no hardware family is named", "", "write vmx-13")
     elif not versions and not any(map(is_open, found)):
         named = ", ".join(found)[:60]
         yield Finding(
@@ -205,7 +205,7 @@ def _lint_kind(item: Item, where: str, version: int) -> Iterator[Finding]:
     if item.kind == "6" and named and not set(item.subtypes) & set(SCSI):
         yield Finding("error", where, f"the SCSI controller {named} is unknown", VSPHERE, "write lsilogic")
     elif item.kind == "5" and named and "piix4" not in item.subtypes:
-        yield Finding("warning", where, f"the IDE controller {named} is unknown", VSPHERE, "leave it out")
+        yield Finding("warning", where, f"the IDE controller {named} is unknown", "", "leave it out")
     elif item.kind == "20" and named and not set(item.subtypes) & set(STORAGE):
         yield Finding(
             "error", where, f"the storage controller {named} is unknown", VSPHERE, "write vmware.sata.ahci"

@@ -98,13 +98,14 @@ def lint(archive: Archive, members: Mapping[str, Member]) -> Iterator[Finding]:
                     f"the digest of {name[:100]} is wrong",
                     f"{VSPHERE}, VirtualBox, virt-v2v",
                     "copy the file again; if it was changed on purpose, write the manifest again",
+                    lossy=True,
                 )
     if re.search(r"^SHA1\b", text, re.MULTILINE):
         yield Finding("info", member.name[:100], "the manifest uses SHA1, which is broken", "", "use SHA256")
     for name in sorted(found.name for found in members.values()):
         if name not in listed and name != member.name and not name.lower().endswith(".cert"):
             yield Finding(
-                "warning", member.name[:100], f"{name[:100]} is not listed", VSPHERE, "list every file"
+                "warning", member.name[:100], f"{name[:100]} is not listed", "vCenter 6.5", "list every file"
             )
 
 

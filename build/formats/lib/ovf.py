@@ -349,7 +349,7 @@ def _lint_format(disk: DiskRef) -> Iterator[Finding]:
         return
     elif "vmdk" in said.lower():
         text = f"ovf:format says {kind[:40]}, not streamOptimized"
-        yield Finding("warning", disk.where, text, CLOUDSTACK, f"write {STREAM}")
+        yield Finding("warning", disk.where, text, "", f"write {STREAM}")
     elif disk.format.lower().endswith(ISO):
         text = "a CD image is described as a Disk"
         yield Finding("error", disk.where, text, VSPHERE, "reference it as a file alone: inv repair")
@@ -401,7 +401,7 @@ def _lint_systems(read: Descriptor) -> Iterator[Finding]:
             "warning",
             "VirtualSystemCollection",
             f"a collection of {len(systems)} virtual system{'s' if len(systems) != 1 else ''}",
-            f"{CLOUDSTACK}, ESXi without vCenter, XenServer",
+            f"{CLOUDSTACK}, ESXi without vCenter",
             "export each machine alone for them",
         )
     disks = frozenset(disk.id for disk in read.disks)
