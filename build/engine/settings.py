@@ -12,6 +12,7 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeGuard, get_args, get_origin
+from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
@@ -241,6 +242,11 @@ class Settings(Part):
         ]
         if value and not re.fullmatch(rf"({'|'.join(schemes)})://[^\s\"'\[\]]+", value):
             raise ValueError(f"use a URL that starts with {' or '.join(f'{name}://' for name in schemes)}")
+        try:
+            parts = urlsplit(value)
+            _ = (parts.hostname or "").encode("idna"), parts.port
+        except ValueError:
+            raise ValueError("the URL names no host or no port that there can be") from None
         return value.rstrip("/")
 
     @field_validator("password")

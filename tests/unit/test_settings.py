@@ -143,6 +143,8 @@ def test_size_is_made_even(load: Load, asked: int, got: int) -> None:
             "image.yaml:1: debian_mirror: use a URL that starts with http:// or",
         ),
         ("debian_mirror: 'http://a b'", "image.yaml:1: debian_mirror: use a URL"),
+        ("debian_mirror: 'http://a..b/'", "image.yaml:1: debian_mirror: the URL names no host"),
+        ("apt_proxy: 'http://a:70000'", "image.yaml:1: apt_proxy: the URL names no host or no port"),
         ("apt_proxy: file:///x", "image.yaml:1: apt_proxy: use a URL that starts with http:// or https://"),
         ("image_mirror: file:///x", "image.yaml:1: image_mirror: use a URL"),
         ("components: []", "image.yaml:1: components: name at least one"),

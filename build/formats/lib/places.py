@@ -205,11 +205,6 @@ PLACES: Mapping[str, Place] = {
             ("qcow2", "vhd", "ova", "raw", "vmdk", "iso"),
             "CloudStack, registerTemplate; core/src/main/java/com/cloud/storage/template",
             ("bz2", "gz", "zip"),
-            (
-                Rule(
-                    _suffix, "name it after its format", "DownloadManagerImpl: the processor goes by the name"
-                ),
-            ),
         ),
     )
 }
