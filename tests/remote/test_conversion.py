@@ -127,6 +127,26 @@ def test_what_cloudstack_wants_comes_home_with_its_files(bare: Buildhost, here: 
     assert f"checksum={{SHA-512}}{checksum}" in shown
 
 
+def test_a_file_of_somebody_on_the_host_is_converted_there(
+    bare: Buildhost, here: Path, tmp_path: Path
+) -> None:
+    """With nothing built there; what comes home is what this machine makes of it, and it is judged there."""
+    subprocess.run(
+        ["qemu-img", "convert", "-f", "raw", "-O", "qcow2", "-c", here / "disk.img", tmp_path / "vm.qcow2"],
+        check=True,
+    )
+    shutil.copy(tmp_path / "vm.qcow2", bare.folder / "images/small")
+    where: dict[str, Any] = {"prefix": bare.prefix, "env": bare.env}
+    there = ("-H", f"alice@{HOST}", "--to", str(tmp_path / "home"))
+    cli.succeed("convert", "--from", f"{ABROAD}/vm.qcow2", "--formats", "vhd,raw", *there, **where)
+    cli.succeed("convert", "--from", str(tmp_path / "vm.qcow2"), "--formats", "vhd,raw")
+    for name in ("vm.vhd", "vm.raw"):
+        assert sha256(tmp_path / "home" / name) == sha256(tmp_path / name)
+    assert sha256(tmp_path / "vm.raw") == sha256(here / "disk.img")
+    line = ("inspect", f"{ABROAD}/vm.qcow2", "--for", "kvm,azure", "-H", f"alice@{HOST}")
+    assert "would be refused by Azure\n" in cli.refuse(*line, **where)
+
+
 def test_files_of_another_content_are_never_sent(
     bare: Buildhost, here: Path, mac: Path, wheels: Path, tmp_path: Path
 ) -> None:

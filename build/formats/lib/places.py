@@ -194,7 +194,7 @@ PLACES: Mapping[str, Place] = {
             "VirtualBox",
             ("VirtualBox",),
             "ova",
-            ("ova", "vdi", "vmdk", "vhd", "qed", "parallels"),
+            ("ova", "vdi", "vmdk", "vhd", "parallels"),
             "VirtualBox manual, Disk Image Files",
         ),
         Place(
