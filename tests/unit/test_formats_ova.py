@@ -13,7 +13,7 @@ import pytest
 
 from build.engine.options import Options, Ovf
 from build.engine.settings import Settings
-from build.formats.lib import ovf, tar
+from build.formats.lib import ovf
 from build.formats.lib.errors import Unsupported
 from build.formats.lib.findings import Damaged
 from build.verbs.convert import debian, descriptor
@@ -233,12 +233,6 @@ def test_entities_that_grow_are_refused_at_once() -> None:
         ovf.parse_xml(bomb + b"]><l>&m;</l>")
     with pytest.raises(Damaged, match="nested"):
         ovf.parse_xml(b"<a>" * 5000)
-
-
-def test_a_member_of_8_gib_is_refused() -> None:
-    with pytest.raises(Unsupported, match="less than 8 GiB"):
-        tar.member_header("disk.vmdk", 8 << 30, 0)
-    assert len(tar.member_header("disk.vmdk", (8 << 30) - 1, EPOCH)) == 512
 
 
 def test_a_template_without_a_placeholder_is_refused(tmp_path: Path) -> None:
