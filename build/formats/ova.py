@@ -248,7 +248,7 @@ def lint(reader: BoundedReader) -> Iterator[Finding]:
         )
     yield from manifest.lint(archive, members)
     stored = _stored(archive, members)
-    by_href = {file.href: disk for file, disk in stored if file}
+    sizes = {file.href: _virtual_size(disk) for file, disk in stored if file}
 
     def size_of(file: ovf.FileRef) -> int | None:
         return sizes.get(file.href)
