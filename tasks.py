@@ -147,6 +147,20 @@ def inspect(
 
 
 @task(
+    positional=["file"],
+    auto_shortflags=False,
+    help={
+        "file": "An OVA, of VirtualBox or any other maker; it is only read.",
+        "output": "The new file (default: NAME-vsphere.ova beside it). It must not be there.",
+        "json": JSON,
+    },
+)
+def repair(c: HostContext, file: str, output: str = "", json: bool = False) -> None:
+    """Make an OVA into one that vSphere imports, and say what was changed."""
+    verbs.repair.repair(pipeline.of(c, json), file, output, json)
+
+
+@task(
     positional=[],
     auto_shortflags=False,
     help={
@@ -318,6 +332,7 @@ namespace = Collection(
     disk,
     convert,
     inspect,
+    repair,
     register,
     build,
     status,

@@ -586,6 +586,33 @@ class Inspect(Request[Inspected]):
 
 
 @dataclass(frozen=True)
+class Repaired:
+    """What was changed in an OVA; without a change nothing was written."""
+
+    file: str
+    """Written; empty: nothing."""
+    changes: tuple[str, ...]
+    """One line each."""
+    size: int = 0
+    sha256: str = ""
+    """Of the file that was written."""
+
+
+@dataclass(frozen=True)
+class Repair(Request[Repaired]):
+    """Make an OVA into one that vSphere imports; the file itself is never touched."""
+
+    verb: ClassVar[str] = "repair"
+    file: str
+    output: str
+    """Must not be there."""
+    hardware: int
+    """Version of VMware's hardware that a foreign family becomes."""
+    work: str | None = None
+    """Folder for what is expanded; None: the system's."""
+
+
+@dataclass(frozen=True)
 class Guest:
     """A machine that `verify` starts."""
 

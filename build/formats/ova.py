@@ -10,17 +10,21 @@ from __future__ import annotations
 
 import hashlib
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import replace
 from typing import BinaryIO
+from urllib.parse import unquote
 
 from build.formats import vmdk
+from build.formats.lib import manifest, ovf
 from build.formats.lib.codec import Zlib
 from build.formats.lib.errors import Unsupported
 from build.formats.lib.findings import Damaged, Finding, at
 from build.formats.lib.format import OTHER, Format, Kind, Match, Options, Target, Template
-from build.formats.lib.ovf import CLOUDSTACK, lint_descriptor
+from build.formats.lib.hardware import CLOUDSTACK
+from build.formats.lib.inner import Inner
 from build.formats.lib.reader import BoundedReader
-from build.formats.lib.tar import BLOCK, RECORD, VSPHERE, Archive, is_tar, member_header, padded
+from build.formats.lib.tar import BLOCK, RECORD, VSPHERE, Archive, Member, is_tar, member_header, padded
 from build.formats.lib.writer import Units, put
 from build.formats.vmdk import VmdkDisk, VmdkWriter
 
@@ -28,8 +32,12 @@ PLACEHOLDERS = ("@capacity@", "@populated@", "@vmdk_size@")
 DIGITS = 20
 """Digits of the largest number that may take a placeholder's place."""
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-_MANIFEST_LINE = re.compile(r"(SHA1|SHA256|SHA512)\(([^)]+)\)= ([0-9a-f]+)")
-_HASHES = {"SHA1": hashlib.sha1, "SHA256": hashlib.sha256, "SHA512": hashlib.sha512}
+PLAIN = "0\0"
+FOLDER = "5"
+GZIP = b"\x1f\x8b\x08"
+DISK_NAMES = (".vmdk", ".vmdk.gz")
+MOST_TOLD = 10
+"""Files and disks that facts name one by one."""
 
 
 def fill(text: str, values: Mapping[str, int]) -> str:
@@ -49,7 +57,7 @@ class OvaWriter:
         file: BinaryIO,
         size: int,
         base: str,
-        ovf: str,
+        descriptor: str,
         epoch: int,
         codec: Zlib = vmdk.CODEC,
         adapter: vmdk.Adapter = "lsilogic",
@@ -58,9 +66,9 @@ class OvaWriter:
             raise Unsupported(
                 f"{base!r} cannot name the files of an OVA", "use letters, digits, dots and dashes"
             )
-        self.file, self.size, self.ovf, self.epoch, self.codec = file, size, ovf, epoch, codec
+        self.file, self.size, self.ovf, self.epoch, self.codec = file, size, descriptor, epoch, codec
         self.names = (f"{base}.ovf", f"{base}.mf", f"{base}-disk1.vmdk")
-        widest = fill(ovf, dict.fromkeys(PLACEHOLDERS, 10**DIGITS))
+        widest = fill(descriptor, dict.fromkeys(PLACEHOLDERS, 10**DIGITS))
         self.ovf_length = len(widest.encode())
         self.mf_length = len(self._manifest(bytes(32), bytes(32)))
         self.mf_at = BLOCK + padded(self.ovf_length)
@@ -76,13 +84,13 @@ class OvaWriter:
         self.vmdk.close(seed)
         length = self.vmdk.length
         values = {"@capacity@": self.size, "@populated@": self.vmdk.populated, "@vmdk_size@": length}
-        ovf = fill(self.ovf, values).encode()
-        ovf += b"\n" * (self.ovf_length - len(ovf))
+        text = fill(self.ovf, values).encode()
+        text += b"\n" * (self.ovf_length - len(text))
         self.file.flush()
         disk = BoundedReader(self.file.fileno(), self.vmdk_at, length)
-        manifest = self._manifest(hashlib.sha256(ovf).digest(), _sha256(disk))
-        put(self.file, 0, self._member(0, ovf))
-        put(self.file, self.mf_at, self._member(1, manifest))
+        lines = self._manifest(hashlib.sha256(text).digest(), manifest.digest([disk]))
+        put(self.file, 0, self._member(0, text))
+        put(self.file, self.mf_at, self._member(1, lines))
         put(self.file, self.vmdk_at - BLOCK, member_header(self.names[2], length, self.epoch))
         end = self.vmdk_at + padded(length)
         self.file.truncate(-(-(end + 2 * BLOCK) // RECORD) * RECORD)
@@ -92,155 +100,254 @@ class OvaWriter:
             padded(len(content)), b"\0"
         )
 
-    def _manifest(self, ovf: bytes, disk: bytes) -> bytes:
-        return f"SHA256({self.names[0]})= {ovf.hex()}\nSHA256({self.names[2]})= {disk.hex()}\n".encode()
+    def _manifest(self, text: bytes, disk: bytes) -> bytes:
+        return (manifest.line(self.names[0], text) + manifest.line(self.names[2], disk)).encode()
 
 
-def _sha256(reader: BoundedReader) -> bytes:
-    return _digest(reader, "SHA256")
+def plain_files(archive: Archive) -> dict[str, Member]:
+    """Files of an archive by name, the first of each; without links, folders and extended headers."""
+    found: dict[str, Member] = {}
+    for member in archive.members:
+        if member.kind in PLAIN:
+            found.setdefault(member.name.removeprefix("./"), member)
+    return found
 
 
-def _digest(reader: BoundedReader, algorithm: str) -> bytes:
-    digest = _HASHES[algorithm]()
-    for offset in range(0, reader.size, 1 << 20):
-        digest.update(reader.read(offset, min(1 << 20, reader.size - offset)))
-    return digest.digest()
+def find_descriptor(members: Mapping[str, Member]) -> Member | None:
+    """The OVF descriptor: the first file that is called so."""
+    return next((member for name, member in members.items() if name.lower().endswith(".ovf")), None)
+
+
+def read_content(archive: Archive, member: Member) -> bytes:
+    """A descriptor's bytes; Damaged when they are too many to be one."""
+    if member.size > ovf.LARGEST:
+        raise Damaged(at(member.offset), "a descriptor of more than 4 MiB", VSPHERE)
+    return archive.window(member).read(0, member.size)
+
+
+def inner(reader: BoundedReader) -> tuple[Inner, ...]:
+    """The disk images of an OVA, in the order of its Disks; without a readable descriptor, its VMDKs."""
+    archive = Archive(reader)
+    return tuple(disk for _, disk in _stored(archive, plain_files(archive)))
+
+
+def _stored(archive: Archive, members: Mapping[str, Member]) -> list[tuple[ovf.FileRef | None, Inner]]:
+    """Disk images, each with what the descriptor says of its file."""
+    member = find_descriptor(members)
+    found: list[tuple[ovf.FileRef | None, Inner]] = []
+    if member:
+        try:
+            described = ovf.read_descriptor(read_content(archive, member))
+        except Damaged:
+            described = None
+        for _, file in described.stored if described else ():
+            if parts := ovf.find_parts(members, file):
+                found.append((file, _inner(archive, file.href, parts)))
+    if not found:
+        vmdks = [member for name, member in members.items() if name.lower().endswith(DISK_NAMES)]
+        found = [(None, _inner(archive, member.name, (member,))) for member in vmdks]
+    return found
+
+
+def _inner(archive: Archive, name: str, parts: Sequence[Member]) -> Inner:
+    """A disk image; gzip is told by its first bytes, whatever the descriptor says."""
+    windows = tuple(archive.window(part) for part in parts)
+    compressed = windows[0].size >= 3 and windows[0].read(0, 3) == GZIP
+    return Inner(unquote(name), windows, "gz" if compressed else "")
+
+
+def _virtual_size(disk: Inner) -> int | None:
+    """Bytes that a VMDK's first sector says its disk has; None for anything else."""
+    try:
+        head = disk.head(vmdk.SECTOR)
+    except Damaged:
+        return None
+    if len(head) < vmdk.SECTOR or not head.startswith(b"KDMV"):
+        return None
+    return int.from_bytes(head[12:20], "little") * vmdk.SECTOR
+
+
+def packed(disk: Inner) -> Finding:
+    """Why a disk cannot be read where it lies."""
+    if not disk.compression:
+        return ovf.chunked(disk.name, len(disk.parts))
+    return Finding(
+        "error",
+        disk.name[:100],
+        "the disk is compressed by gzip inside of the OVA",
+        "vSphere 6.5 and later",
+        "unpack it: inv repair",
+    )
 
 
 class OvaDisk:
-    """Reads the disk of an OVA."""
+    """Reads the first disk of an OVA, where it lies in one piece."""
 
     def __init__(self, reader: BoundedReader) -> None:
         self.archive = Archive(reader)
-        member = self.archive.find(".vmdk")
-        if member is None:
-            raise Damaged("archive", "no file ending in .vmdk", VSPHERE, "put the disk in as VMDK")
-        self.disk = VmdkDisk(self.archive.window(member))
-        self.size = self.disk.size
+        self.members = plain_files(self.archive)
+        disks = _stored(self.archive, self.members)
+        if not disks:
+            raise Damaged("archive", "no disk in the archive", VSPHERE, "put the disk in as VMDK")
+        self.inner = disks[0][1]
+        whole = self.inner.whole
+        self.disk = VmdkDisk(whole) if whole else None
+        size = self.disk.size if self.disk else _virtual_size(self.inner)
+        if size is None:
+            raise self._packed()
+        self.size = size
+
+    def _packed(self) -> Damaged:
+        damage = Damaged("disk", "it does not lie in one piece")
+        damage.finding = packed(self.inner)
+        return damage
 
     def piece(self, index: int) -> bytes | None:
         """Guest-visible bytes of a piece."""
+        if self.disk is None:
+            raise self._packed()
         return self.disk.piece(index)
 
     def facts(self) -> dict[str, str]:
-        """The archive's files, and what the disk says."""
-        files = ", ".join(f"{member.name[:60]} ({member.size} bytes)" for member in self.archive.members[:10])
-        return {"files": files, **self.disk.facts()}
+        """The archive's files, the disks that an import makes, and what the first disk says."""
+        rows = list(self.members.values())
+        files = [f"{member.name[:60]} ({member.size} bytes)" for member in rows[:MOST_TOLD]]
+        files += [f"{len(rows) - MOST_TOLD} more"] * (len(rows) > MOST_TOLD)
+        empty = ", ".join(_empty(self.archive, self.members))
+        return {
+            "files": ", ".join(files),
+            **({"empty disks": empty} if empty else {}),
+            **(self.disk.facts() if self.disk else {}),
+        }
+
+
+def _empty(archive: Archive, members: Mapping[str, Member]) -> Iterator[str]:
+    """Disks that an import makes, empty."""
+    member = find_descriptor(members)
+    if member is None:
+        return
+    try:
+        described = ovf.read_descriptor(read_content(archive, member))
+    except Damaged:
+        return
+    for disk in [disk for disk in described.disks if not disk.ref][:MOST_TOLD]:
+        size = ovf.capacity(disk.capacity, disk.units)
+        yield f"{disk.id[:60]} ({f'{size} bytes' if size else 'of a size given at the import'})"
 
 
 def lint(reader: BoundedReader) -> Iterator[Finding]:
-    """Check archive, manifest, descriptor and disk, as vSphere's and CloudStack's importers do."""
+    """Check archive, manifest, descriptor and every disk, as vSphere's and CloudStack's importers do."""
     archive = Archive(reader)
     yield from archive.findings
-    yield from _lint_archive(archive)
-    descriptor = archive.find(".ovf")
+    members = plain_files(archive)
+    yield from _lint_archive(archive, members)
+    descriptor = find_descriptor(members)
     if descriptor is None:
-        raise Damaged("archive", "no OVF descriptor in the archive", f"{VSPHERE}, {CLOUDSTACK}")
-    yield from _lint_manifest(archive)
-    disk = archive.find(".vmdk")
-    yield from lint_descriptor(archive, descriptor, lambda member: VmdkDisk(archive.window(member)).size)
-    if disk:
-        for finding in vmdk.lint(archive.window(disk)):
-            yield Finding(
-                finding.severity,
-                f"{disk.name}: {finding.where}",
-                finding.text,
-                finding.refused_by,
-                finding.fix,
-            )
+        raise Damaged(
+            "archive", "no OVF descriptor in the archive", f"{VSPHERE}, {CLOUDSTACK}", "put in the .ovf"
+        )
+    yield from manifest.lint(archive, members)
+    stored = _stored(archive, members)
+    by_href = {file.href: disk for file, disk in stored if file}
+
+    def size_of(file: ovf.FileRef) -> int | None:
+        return sizes.get(file.href)
+
+    try:
+        yield from ovf.lint_descriptor(read_content(archive, descriptor), members, size_of)
+    except Damaged as damage:
+        yield damage.finding
+    for file, disk in stored:
+        yield from _lint_packing(file, disk)
+        if disk.whole:
+            yield from _lint_disk(disk, disk.whole)
 
 
-def _lint_archive(archive: Archive) -> Iterator[Finding]:
-    names = set()
+def _lint_packing(file: ovf.FileRef | None, disk: Inner) -> Iterator[Finding]:
+    if disk.compression:
+        yield packed(disk)
+    elif file and file.compression.lower() not in ("", "identity"):
+        yield Finding(
+            "error",
+            disk.name[:100],
+            f"ovf:compression says {file.compression[:20]}, the file is not compressed",
+            f"{VSPHERE}, {CLOUDSTACK}",
+            "remove ovf:compression: inv repair",
+        )
+
+
+def _lint_disk(disk: Inner, reader: BoundedReader) -> Iterator[Finding]:
+    """A disk's own findings, each with its name; what is broken in one ends the look at this one only."""
+    found = vmdk.lint(reader)
+    while True:
+        try:
+            finding = next(found, None)
+        except Damaged as damage:
+            yield replace(damage.finding, where=f"{disk.name[:100]}: {damage.finding.where}")
+            return
+        if finding is None:
+            return
+        yield replace(finding, where=f"{disk.name[:100]}: {finding.where}")
+
+
+def _lint_archive(archive: Archive, members: Mapping[str, Member]) -> Iterator[Finding]:
+    if archive.form == "pax":
+        yield Finding(
+            "error",
+            "archive",
+            "the archive is in pax format",
+            VSPHERE,
+            "write it as ustar or gnu (tar --format=ustar): inv repair",
+        )
+    elif archive.form == "v7":
+        text = "the archive is of the old kind, neither ustar nor gnu"
+        yield Finding("warning", "archive", text, "", "write it as ustar: inv repair")
+    first = archive.members[0] if archive.members else None
+    if first and not first.name.lower().endswith(".ovf") and find_descriptor(members):
+        yield Finding(
+            "error",
+            at(first.header_at),
+            "the first file is not the OVF descriptor",
+            VSPHERE,
+            "put the .ovf first: inv repair",
+        )
+    names: set[str] = set()
+    folders = 0
     for member in archive.members:
-        where = at(member.header_at)
-        if member.kind not in "0\0":
-            yield Finding(
-                "error",
-                where,
-                f"a tar member of type {member.kind!r} that is no plain file",
-                VSPHERE,
-                "write a plain ustar archive",
-            )
-        if "/" in member.name or "\\" in member.name or member.name in ("", ".", ".."):
-            yield Finding(
-                "error",
-                where,
-                f"the name {member.name[:100]!r} leads out of the folder",
-                VSPHERE,
-                "use plain file names",
-            )
-        elif not _NAME.fullmatch(member.name):
-            yield Finding(
-                "warning",
-                where,
-                f"the name {member.name[:100]!r} has unusual characters",
-                VSPHERE,
-                "use letters and digits",
-            )
-        if member.name in names:
-            yield Finding(
-                "error", where, f"{member.name[:100]} is twice in the archive", VSPHERE, "keep one of them"
-            )
-        names.add(member.name)
-        if archive.reader.read(member.header_at + 257, 6) != b"ustar\0":
-            yield Finding(
-                "warning", where, "a tar header that is not ustar", VSPHERE, "write the archive as ustar"
-            )
-        if any(member.owner):
-            yield Finding(
-                "info", where, f"{member.name[:100]} belongs to {member.owner}", "", "write owner and group 0"
-            )
-    if archive.members and not archive.members[0].name.endswith(".ovf"):
-        yield Finding(
-            "error", at(0), "the first file is not the OVF descriptor", VSPHERE, "put the .ovf first"
-        )
+        name = member.name.removeprefix("./")
+        folders += member.kind == FOLDER or "/" in name.strip("/")
+        yield from _lint_member(member, name)
+        if name in names:
+            text = f"{name[:100]} is twice in the archive"
+            yield Finding("error", at(member.header_at), text, VSPHERE, "keep one of them")
+        names.add(name)
+    if folders:
+        text = "files lie in folders of the archive"
+        yield Finding("warning", "archive", text, "", "put all files at the top: inv repair")
+    if first and any(first.owner):
+        user, group = first.owner
+        text = f"{first.name[:100]} belongs to user {user}, group {group}"
+        yield Finding("info", at(first.header_at), text, "", "write owner and group 0")
 
 
-def _lint_manifest(archive: Archive) -> Iterator[Finding]:
-    member = archive.find(".mf")
-    if member is None:
+def _lint_member(member: Member, name: str) -> Iterator[Finding]:
+    where = at(member.header_at)
+    if member.kind not in PLAIN and member.kind != FOLDER:
         yield Finding(
-            "warning", "archive", "no manifest (.mf)", f"{VSPHERE} content library", "add a SHA256 manifest"
+            "error",
+            where,
+            f"a tar member of type {member.kind!r} that is no plain file",
+            VSPHERE,
+            "put in the file itself",
         )
-        return
-    if member.size > 1 << 20:
+    parts = re.split(r"[/\\]", name.rstrip("/"))
+    if ".." in parts or (not parts[0] and member.kind != FOLDER) or "\\" in name:
         yield Finding(
-            "error", at(member.offset), "a manifest of more than 1 MiB", VSPHERE, "write one line a file"
+            "error", where, f"the name {name[:100]!r} leads out of the folder", VSPHERE, "use plain names"
         )
-        return
-    listed = set()
-    by_name = {other.name: other for other in archive.members}
-    for number, line in enumerate(
-        archive.window(member).read(0, member.size).decode("utf-8", "replace").splitlines(), 1
-    ):
-        where = f"{member.name} line {number}"
-        match = _MANIFEST_LINE.fullmatch(line)
-        if match is None:
-            yield Finding(
-                "error",
-                where,
-                f"not of the form SHA256(name)= hex: {line[:80]!r}",
-                VSPHERE,
-                "write it in that form",
-            )
-            continue
-        algorithm, name, stored = match.groups()
-        if name in listed:
-            yield Finding("error", where, f"{name} is listed twice", VSPHERE, "list it once")
-            continue
-        listed.add(name)
-        if algorithm == "SHA1":
-            yield Finding("warning", where, "the manifest uses SHA1", "vSphere 7 and later", "use SHA256")
-        if name not in by_name:
-            yield Finding("error", where, f"{name} is not in the archive", VSPHERE, "list only what is there")
-        elif _digest(archive.window(by_name[name]), algorithm).hex() != stored:
-            yield Finding(
-                "error", where, f"the digest of {name} is wrong", VSPHERE, "write the manifest again"
-            )
-    for name in sorted(set(by_name) - listed - {member.name}):
-        if not name.endswith(".cert"):
-            yield Finding("warning", member.name, f"{name[:100]} is not listed", VSPHERE, "list every file")
+    elif not (name.isascii() and name.isprintable()):
+        text = f"the name {name[:100]!r} has unusual characters"
+        yield Finding("warning", where, text, "", "use letters, digits, dots and dashes")
 
 
 def _recognize(reader: BoundedReader, head: bytes) -> Match:
@@ -260,10 +367,11 @@ def _write(target: Target, options: Options) -> OvaWriter:
 
 
 def _disk(reader: BoundedReader) -> BoundedReader:
-    member = Archive(reader).find(".vmdk")
-    if member is None:
-        raise Damaged("archive", "the OVA holds no VMDK", VSPHERE)
-    return reader.window(member.offset, member.size)
+    disks = inner(reader)
+    whole = disks[0].whole if disks else None
+    if whole is None:
+        raise Damaged("archive", "the OVA holds no VMDK in one piece", VSPHERE, "unpack it first")
+    return whole
 
 
 KIND = Kind(
@@ -278,6 +386,7 @@ KIND = Kind(
     check_size=vmdk.check_size,
     options=vmdk.adapter,
     disk=_disk,
+    inner=inner,
 )
 FORMATS = (
     Format(

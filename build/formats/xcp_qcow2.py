@@ -25,7 +25,7 @@ PER_BLOCK = CLUSTER // 2
 
 
 class StreamedWriter:
-    """Writes clusters in rising order behind room for the tables, each L2 table when its clusters are there."""
+    """Writes clusters in rising order behind room for the tables, each L2 table after its clusters."""
 
     codec = None
 

@@ -5,8 +5,12 @@ from __future__ import annotations
 import bz2
 import gzip
 import io
+import itertools
+import lzma
 import tempfile
+import tracemalloc
 import zipfile
+import zlib
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
@@ -162,3 +166,72 @@ def test_a_converted_file_is_wrapped_and_its_sums_are_the_wrapped_files(kind: st
     assert told["files"][0]["md5"] != told["files"][1]["md5"]
     assert again(tmp_path / "out" / f"vhd.vhd.{kind}", kind) == (tmp_path / "out" / "vhd.vhd").read_bytes()
     assert told["files"][0]["reproducible"] == (kind != "zst")
+
+
+def xz(path: Path, *streams: bytes) -> Path:
+    path.write_bytes(b"".join(streams))
+    return path
+
+
+@pytest.mark.parametrize("content", CONTENTS.values(), ids=CONTENTS)
+@pytest.mark.parametrize("check", [lzma.CHECK_NONE, lzma.CHECK_CRC32, lzma.CHECK_CRC64, lzma.CHECK_SHA256])
+def test_xz(content: bytes, check: int, tmp_path: Path) -> None:
+    assert again(xz(tmp_path / "a.xz", lzma.compress(content, check=check, preset=0)), "xz") == content
+
+
+def test_several_xz_streams_with_padding(tmp_path: Path) -> None:
+    parts = [b"%d" % number for number in range(300)]
+    streams = [lzma.compress(part, preset=0) + bytes(4 * (number % 3)) for number, part in enumerate(parts)]
+    assert again(xz(tmp_path / "a.xz", *streams), "xz") == b"".join(parts)
+
+
+@pytest.mark.parametrize("where", [0.05, 0.5, 0.999])
+def test_an_xz_that_is_cut_off_or_changed(where: float, tmp_path: Path) -> None:
+    raw = lzma.compress(CONTENTS["a chunk"], preset=0)
+    at = int(len(raw) * where)
+    with pytest.raises(Damaged, match="has no end"):
+        again(xz(tmp_path / "a.xz", raw[:at]), "xz")
+    with pytest.raises(Damaged):
+        again(xz(tmp_path / "a.xz", raw[:at] + bytes((raw[at] ^ 0x10,)) + raw[at + 1 :]), "xz")
+    with pytest.raises(Damaged):
+        again(xz(tmp_path / "a.xz", raw, b"text behind it"), "xz")
+
+
+def test_an_xz_that_grows_without_end(tmp_path: Path) -> None:
+    path = xz(tmp_path / "a.xz", lzma.compress(bytes(100 * MIB), preset=0))
+    tracemalloc.start()
+    try:
+        with pytest.raises(Unsupported, match="the xz expands to more than 8"):
+            again(path, "xz", limit=8 * MIB)
+        assert tracemalloc.get_traced_memory()[1] < 32 * MIB
+    finally:
+        tracemalloc.stop()
+
+
+def test_an_xz_that_asks_for_a_gigabyte(tmp_path: Path) -> None:
+    """Its dictionary is in a header of some bytes; xz -9, the most that people use, asks for 64 MiB."""
+    for size, taken in ((64 << 20, True), (1 << 30, False)):
+        head = {"id": lzma.FILTER_LZMA2, "preset": 0, "dict_size": 1 << 16}
+        raw = bytearray(lzma.compress(b"x" * 1000, filters=[head]))
+        place = raw.index(b"\x21\x01", 12) + 2  # the filter's id, the length of its properties, the size
+        raw[place] = {64 << 20: 28, 1 << 30: 36}[size]
+        length = (raw[12] + 1) * 4
+        raw[12 + length - 4 : 12 + length] = zlib.crc32(raw[12 : 12 + length - 4]).to_bytes(4, "little")
+        if taken:
+            assert again(xz(tmp_path / "a.xz", bytes(raw)), "xz") == b"x" * 1000
+        else:
+            with pytest.raises(Unsupported, match="takes more than 128"):
+                again(xz(tmp_path / "a.xz", bytes(raw)), "xz")
+
+
+def test_parts_put_together(tmp_path: Path) -> None:
+    content = CONTENTS["chunks"]
+    (tmp_path / "whole").write_bytes(content)
+    with opened(tmp_path / "whole") as reader, tempfile.TemporaryFile() as space:
+        cuts = [0, 1, 700_000, 700_000, 5 * MIB, len(content)]
+        parts = [reader.window(start, end - start) for start, end in itertools.pairwise(cuts)]
+        assert unwrap.join(parts, space, 1 << 30, 1 << 30, lambda done: None) == len(content)
+        space.seek(0)
+        assert space.read() == content
+        with pytest.raises(Unsupported, match="the parts make more than 1"):
+            unwrap.join(parts, space, MIB, 1 << 30, lambda done: None)

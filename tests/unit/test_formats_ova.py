@@ -13,7 +13,7 @@ import pytest
 
 from build.engine.options import Options, Ovf
 from build.engine.settings import Settings
-from build.formats.lib import ovf, tar
+from build.formats.lib import ovf
 from build.formats.lib.errors import Unsupported
 from build.formats.lib.findings import Damaged
 from build.verbs.convert import debian, descriptor
@@ -168,7 +168,7 @@ def manifest(change: Callable[[str], str]) -> Callable[[dict[str, bytes]], dict[
         pytest.param(lambda i: dict(reversed(i.items())), "first file is not the OVF", id="order"),
         pytest.param(lambda i: {**i, "../../etc/passwd": b"x"}, "leads out of the folder", id="dots"),
         pytest.param(lambda i: {**i, "/etc/passwd": b"x"}, "leads out of the folder", id="absolute"),
-        pytest.param(manifest(lambda t: t.replace("=", " =")), "not of the form", id="manifest spaces"),
+        pytest.param(manifest(lambda t: t.replace("(", " (")), "a blank between", id="manifest blanks"),
         pytest.param(
             manifest(lambda t: t.replace("SHA256", "SHA2-256")), "not of the form", id="manifest name"
         ),
@@ -183,7 +183,6 @@ def manifest(change: Callable[[str], str]) -> Callable[[dict[str, bytes]], dict[
             swapped(b'ovf:capacity="50331648"', b'ovf:capacity="1"'), "the capacity is 1", id="capacity"
         ),
         pytest.param(swapped(b'ovf:size="', b'ovf:size="9'), "ovf:size", id="size"),
-        pytest.param(swapped(b"ovf:populatedSize", b"ovf:other"), "populatedSize is missing", id="populated"),
         pytest.param(swapped(b"vmx-13", b"vmx"), "no hardware version", id="hardware"),
         pytest.param(swapped(b">lsilogic<", b">PIIX9<"), "SCSI controller", id="controller"),
         pytest.param(swapped(b"<rasd:Parent>3<", b"<rasd:Parent>9<"), "Parent is no item", id="parent"),
@@ -234,12 +233,6 @@ def test_entities_that_grow_are_refused_at_once() -> None:
         ovf.parse_xml(bomb + b"]><l>&m;</l>")
     with pytest.raises(Damaged, match="nested"):
         ovf.parse_xml(b"<a>" * 5000)
-
-
-def test_a_member_of_8_gib_is_refused() -> None:
-    with pytest.raises(Unsupported, match="less than 8 GiB"):
-        tar.member_header("disk.vmdk", 8 << 30, 0)
-    assert len(tar.member_header("disk.vmdk", (8 << 30) - 1, EPOCH)) == 512
 
 
 def test_a_template_without_a_placeholder_is_refused(tmp_path: Path) -> None:

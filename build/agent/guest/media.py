@@ -6,7 +6,7 @@ import contextlib
 import json
 import os
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, BinaryIO
@@ -14,7 +14,7 @@ from typing import Any, BinaryIO
 from build.agent import process
 from build.agent.events import Emit, Failure
 from build.formats import KINDS, recognize
-from build.formats.lib import outer, unwrap
+from build.formats.lib import unwrap
 from build.formats.lib.findings import Damaged
 from build.formats.lib.reader import BoundedReader
 
@@ -60,14 +60,14 @@ def need(image: str | Path) -> None:
 
 @contextlib.contextmanager
 def opened(image: str, kind: str, work: Path, emit: Emit) -> Iterator[Media]:
-    """Open an image of a format (a key of KINDS), also inside bz2, gz, zip or zst; Failure if it is none.
+    """Open an image of a format (a key of KINDS), also inside bz2, gz, xz, zip or zst; Failure if it is none.
 
     What has to be expanded goes into a file without a name in `work`, so that nothing can be left of it.
     """
     if kind not in KINDS:
         raise Failure(f"unknown format {kind!r}", f"known: {', '.join(KINDS)}")
     need(image)
-    if kind == "raw" and Path(image).suffix[1:] not in outer.KINDS:
+    if kind == "raw" and Path(image).suffix[1:] not in unwrap.KINDS:
         yield Media("raw", image)
         return
     with contextlib.ExitStack() as stack:
@@ -79,9 +79,8 @@ def opened(image: str, kind: str, work: Path, emit: Emit) -> Iterator[Media]:
                 space = stack.enter_context(tempfile.TemporaryFile(dir=work))
                 expand(around, reader, space, emit)
                 descriptor = space.fileno()
-            yield Media(
-                KINDS[kind].driver, f"/proc/self/fd/{descriptor}", (descriptor,), _window(descriptor, kind)
-            )
+            driver, window = _disk(descriptor, kind)
+            yield Media(driver, f"/proc/self/fd/{descriptor}", (descriptor,), window)
         except Damaged as damage:
             raise Failure(
                 f"{image}: {damage.finding.text}", f"convert again; see: inv inspect {image}"
@@ -90,14 +89,25 @@ def opened(image: str, kind: str, work: Path, emit: Emit) -> Iterator[Media]:
 
 def expand(around: str, reader: BoundedReader, space: BinaryIO, emit: Emit, limit: int = LIMIT) -> None:
     """Expand an outer compression, to `limit` bytes and what is free there, and tell how far it is."""
+    report = _progress(f"expand {around}", reader.size, emit)
+    unwrap.expand(around, reader, space, limit, _room(space), report)
+
+
+def join(parts: Sequence[BoundedReader], space: BinaryIO, emit: Emit, limit: int = LIMIT) -> None:
+    """Put an image that lies in parts together, within the same bounds."""
+    report = _progress("join", sum(part.size for part in parts), emit)
+    unwrap.join(parts, space, limit, _room(space), report)
+
+
+def _progress(label: str, total: int, emit: Emit) -> Callable[[int], None]:
     done = 0
 
     def report(length: int) -> None:
         nonlocal done
         done += length
-        emit("progress", label=f"expand {around}", done=done, total=reader.size)
+        emit("progress", label=label, done=done, total=total)
 
-    unwrap.expand(around, reader, space, limit, _room(space), report)
+    return report
 
 
 def _room(space: BinaryIO) -> int:
@@ -107,10 +117,17 @@ def _room(space: BinaryIO) -> int:
     return free - free // _SPARED
 
 
-def _window(descriptor: int, kind: str) -> tuple[int, int] | None:
-    """Where in the file the disk lies: None for all of it. Failure when the file is of another format."""
+def _disk(descriptor: int, kind: str) -> tuple[str, tuple[int, int] | None]:
+    """The driver of the (first) disk in a file, and where in it that lies: None for all of it.
+
+    Failure when the file is of another format, or the disk does not lie there byte by byte.
+    """
     reader = BoundedReader.whole(descriptor)
     if (found := recognize(reader).name) != kind:
         raise Failure(f"this is a {found} image, not in {kind} format", "convert it again")
-    disk = KINDS[kind].disk(reader)
-    return None if disk is reader else (disk.start, disk.size)
+    disks = KINDS[kind].inner(reader)
+    if not disks:
+        return KINDS[kind].driver, None
+    if (disk := disks[0].whole) is None:
+        raise Failure(f"{disks[0].name} is packed inside of the {kind}", "convert it again")
+    return recognize(disk).driver, (disk.start, disk.size)

@@ -2,58 +2,139 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
+import contextlib
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 
 from build import wire
 from build.agent import image
 from build.agent.events import Emit
 from build.agent.guest import media
-from build.formats import raw, recognize
+from build.agent.image import Image
+from build.formats import raw
 from build.formats.lib import pieces, unwrap
+from build.formats.lib.errors import Unsupported
 from build.formats.lib.findings import Damaged, Finding, collect
 from build.formats.lib.format import Kind
+from build.formats.lib.inner import Inner
 from build.formats.lib.reader import BoundedReader, Budget
 
 
 def run(request: wire.Inspect, emit: Emit) -> wire.Inspected:
-    """Describe and check one file; raises Failure when it cannot be opened."""
+    """Describe and check one file; raises Failure when it cannot be opened, or has no such disk."""
     path = Path(request.file)
-    with image.opened_file(path) as fd:
+    with image.opened_file(path) as fd, image.opener(emit, request.limit, request.work) as how:
         reader = BoundedReader.whole(fd)
         seen = wire.Inspected(str(path), reader.size, reader.allocated(), "")
-        limit = request.limit or media.LIMIT
         try:
             seen = replace(seen, outer=unwrap.recognize(reader))
-            with image.opened(fd, path.name, emit, limit, request.work) as found:
-                return _look(seen, found.reader, found.name, limit, request.content)
+            file = image.unwrapped(reader, path.name, how)
         except Damaged as damage:
             return replace(seen, findings=(damage.finding.as_json(),))
+        seen = replace(seen, outer=file.outer, format=file.kind.name)
+        report = _look(file, request, emit)
+    return replace(
+        seen,
+        virtual_size=report.virtual_size,
+        facts=report.facts,
+        guest_sha256=report.sha256,
+        findings=tuple(finding.as_json() for finding in report.findings),
+    )
 
 
-def _look(
-    seen: wire.Inspected, reader: BoundedReader, name: str, limit: int, content: bool
-) -> wire.Inspected:
-    kind = recognize(reader)
-    checked = BoundedReader(reader.fd, reader.start, reader.size, Budget(8 * reader.allocated() + (1 << 30)))
-    found = collect(kind.lint(checked))
-    seen = replace(seen, format=kind.name)
+@dataclass
+class Report:
+    """What is known of a file so far."""
+
+    findings: list[Finding]
+    virtual_size: int | None = None
+    facts: dict[str, str] = field(default_factory=dict)
+    sha256: str | None = None
+
+    def add(self, found: Sequence[Finding], disk: str = "") -> None:
+        """Findings that are not known yet, of one disk of an archive."""
+        for finding in found:
+            placed = replace(finding, where=f"{disk[:100]}: {finding.where}") if disk else finding
+            if finding not in self.findings and placed not in self.findings:
+                self.findings.append(placed)
+
+
+def _look(file: Image, request: wire.Inspect, emit: Emit) -> Report:
+    report = Report(collect(file.kind.lint(_bounded(file.reader))))
     try:
-        disk = kind.read(checked)
-        seen = replace(seen, virtual_size=disk.size, facts=disk.facts())
-        if kind is not raw.KIND:
-            found += collect(raw.lint_partitions(disk))
-        found += collect(_lint_name(name, kind))
-        if content and disk.size <= limit:
-            seen = replace(seen, guest_sha256=pieces.sha256(kind.read(reader)))
-        elif content:
-            text = f"the disk is larger than {limit >> 30} GiB: it was not hashed"
-            found.append(Finding("info", "content", text))
+        disks = file.kind.inner(file.reader)
     except Damaged as damage:
-        if damage.finding not in found:
-            found.append(damage.finding)
-    return replace(seen, findings=tuple(finding.as_json() for finding in found))
+        report.add([damage.finding])
+        return report
+    if disks or request.disk != 1:
+        _look_inside(file, disks, request, emit, report)
+    else:
+        _look_at(file, request, report)
+    report.add(collect(_lint_name(file.name, file.kind)))
+    return report
+
+
+def _look_at(found: Image, request: wire.Inspect, report: Report, disk: str = "") -> None:
+    """A disk itself: its size, its partitions, its content."""
+    try:
+        read = found.kind.read(_bounded(found.reader))
+        report.virtual_size = read.size
+        report.facts |= read.facts()
+        if found.kind is not raw.KIND:
+            report.add(collect(raw.lint_partitions(read)), disk)
+        limit = request.limit or media.LIMIT
+        if request.content and read.size <= limit:
+            report.sha256 = pieces.sha256(found.kind.read(found.reader))
+        elif request.content:
+            text = f"the disk is larger than {limit >> 30} GiB: it was not hashed"
+            report.add([Finding("info", "content", text)], disk)
+    except Damaged as damage:
+        report.add([damage.finding], disk)
+
+
+def _look_inside(
+    file: Image, disks: Sequence[Inner], request: wire.Inspect, emit: Emit, report: Report
+) -> None:
+    """Every disk of an archive by its own kind, and the chosen one's size and content."""
+    image.need_disk(file, disks, request.disk)
+    if not disks[0].disk:
+        with contextlib.suppress(Damaged):  # its linter says why
+            report.facts = file.kind.read(_bounded(file.reader)).facts()
+    left = request.limit or media.LIMIT
+    for number, disk in enumerate(disks, 1):
+        chosen = number == request.disk
+        with image.opener(emit, left, request.work) as how:
+            try:
+                found = image.chosen(file, disks, number, how)
+            except Damaged as damage:
+                report.add([damage.finding], disk.name)
+                continue
+            except Unsupported as error:
+                report.add([Finding("warning", "disk", error.message, "", error.hint)], disk.name)
+                continue
+            if not disk.whole and not disk.disk:
+                left = max(left - found.reader.size, 1)
+            if file.kind.name != "ova" or not disk.whole:  # those its own linter knows
+                report.add(collect(found.kind.lint(_bounded(found.reader))), disk.name)
+            ours = report if chosen else Report([])
+            asked = request if chosen else replace(request, content=False)
+            _look_at(found, asked, ours, disk.name)
+            report.facts[f"disk {number}"] = _described(disk, found, ours)
+            if not chosen:
+                report.add(ours.findings)
+    if request.content and len(disks) > 1:
+        report.facts["hashed"] = f"disk {request.disk}"
+
+
+def _described(disk: Inner, found: Image, report: Report) -> str:
+    size = "of unknown size" if report.virtual_size is None else f"{report.virtual_size} bytes"
+    return f"{disk.name[:60]} ({found.kind.name}, {size})"
+
+
+def _bounded(reader: BoundedReader) -> BoundedReader:
+    """The same with as much reading as its tables may lead to."""
+    return BoundedReader(reader.fd, reader.start, reader.size, Budget(8 * reader.allocated() + (1 << 30)))
 
 
 def _lint_name(name: str, kind: Kind) -> Iterator[Finding]:

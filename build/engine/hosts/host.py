@@ -36,7 +36,7 @@ Result = TypeVar("Result")
 
 CHECKOUT = Path(__file__).resolve().parents[3]
 SHIPPED = ("build/agent", "build/formats", "build/wire.py", "build/debian.py", "build/printable.py")
-COMPRESSING = ("convert", "inspect")
+COMPRESSING = ("convert", "inspect", "repair")
 """Verbs that need the pinned compressors."""
 STOCK = CHECKOUT / ".venv" / "wheels"
 """Compressors for other hosts than such as this machine; gone with the lock that `.venv` was made from."""

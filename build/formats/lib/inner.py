@@ -6,7 +6,9 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from build.formats.lib import pieces
 from build.formats.lib.findings import Damaged
+from build.formats.lib.pieces import Disk
 from build.formats.lib.reader import BoundedReader
 
 _STEP = 1 << 20
@@ -14,12 +16,14 @@ _STEP = 1 << 20
 
 @dataclass(frozen=True)
 class Inner:
-    """A disk image in an archive: one window of it, or several in order, or compressed."""
+    """A disk image in an archive: one window of it, or several in order, or compressed, or in pieces."""
 
     name: str
     parts: tuple[BoundedReader, ...]
     compression: str = ""
-    """A key of `unwrap`'s makers (gz); empty: none."""
+    """A key of `unwrap.KINDS` (gz); empty: none."""
+    disk: Disk | None = None
+    """A raw disk that does not lie there byte by byte; then there are no parts."""
 
     @property
     def whole(self) -> BoundedReader | None:
@@ -42,6 +46,8 @@ class Inner:
         return out[:length]
 
     def _portions(self) -> Iterator[bytes]:
+        if self.disk and self.disk.size:
+            yield self.disk.piece(0) or bytes(pieces.length(0, self.disk.size))
         for part in self.parts:
             for offset in range(0, part.size, _STEP):
                 yield part.read(offset, min(_STEP, part.size - offset))

@@ -7,19 +7,40 @@ from __future__ import annotations
 
 import re
 import xml.parsers.expat
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from urllib.parse import unquote
 from xml.etree import ElementTree
 
-from build.formats.lib.findings import Damaged, Finding, at
-from build.formats.lib.tar import VSPHERE, Archive, Member
+from build.formats.lib.findings import Damaged, Finding
+from build.formats.lib.hardware import CLOUDSTACK, attribute, is_open, kind_of, lint_system, local
+from build.formats.lib.manifest import named
+from build.formats.lib.tar import VSPHERE, Member
 
 MOST_ELEMENTS = 50_000
 """Elements and attributes of a descriptor that are kept in memory; real ones have some hundreds."""
-CLOUDSTACK = "CloudStack"
+LARGEST = 4 << 20
+"""Bytes of a descriptor."""
 OVF = "http://schemas.dmtf.org/ovf/envelope/1"
+OVF2 = "http://schemas.dmtf.org/ovf/envelope/2"
 RASD = "http://schemas.dmtf.org/wbem/wscim/1/cim-schema/2/CIM_ResourceAllocationSettingData"
 VSSD = "http://schemas.dmtf.org/wbem/wscim/1/cim-schema/2/CIM_VirtualSystemSettingData"
 STREAM = "http://www.vmware.com/interfaces/specifications/vmdk.html#streamOptimized"
+ISO = "ecma-119.htm"
+"""How the format of a CD image ends, as VirtualBox writes it (ApplianceImplExport.cpp)."""
+_UNITS = {
+    "byte": 1,
+    "bytes": 1,
+    "kb": 1 << 10,
+    "kilobytes": 1 << 10,
+    "mb": 1 << 20,
+    "megabytes": 1 << 20,
+    "gb": 1 << 30,
+    "gigabytes": 1 << 30,
+    "tb": 1 << 40,
+    "terabytes": 1 << 40,
+}
+"""Units of OVF 0.9 and of old writers, as CloudStack's OVFHelper.java still reads them."""
 _NUMBER = re.compile(r"[0-9]{1,20}")
 
 
@@ -63,21 +84,156 @@ def _expand(name: str) -> str:
     return "{" + name if "}" in name else name
 
 
-def lint_descriptor(archive: Archive, member: Member, size_of: Callable[[Member], int]) -> Iterator[Finding]:
-    """Check a descriptor against its archive; `size_of` gives the virtual size of a disk in it, in bytes."""
-    if member.size > 4 << 20:
-        raise Damaged(at(member.offset), "a descriptor of more than 4 MiB", VSPHERE)
-    content = archive.window(member).read(0, member.size)
+@dataclass(frozen=True)
+class FileRef:
+    """A file of the package: `File` of References."""
+
+    href: str
+    id: str
+    size: str
+    """As written; empty: not given, which is allowed."""
+    compression: str
+    """`gzip`, `identity` or empty."""
+    chunk: str
+    """Bytes of each chunk as written, the last one shorter; empty: one file."""
+
+
+@dataclass(frozen=True)
+class DiskRef:
+    """A disk: `Disk` of DiskSection."""
+
+    id: str
+    file: FileRef | None
+    ref: str
+    """ovf:fileRef as written; empty: a disk that the import makes, empty."""
+    capacity: str
+    units: str
+    format: str
+    populated: str
+
+    @property
+    def where(self) -> str:
+        """How findings call it."""
+        return f"Disk {self.id[:60]!r}" if self.id else "Disk"
+
+
+@dataclass(frozen=True)
+class Descriptor:
+    """What a descriptor says of files and disks; elements are found by local name, so of any OVF."""
+
+    root: ElementTree.Element
+    files: tuple[FileRef, ...]
+    disks: tuple[DiskRef, ...]
+
+    @property
+    def systems(self) -> list[ElementTree.Element]:
+        """The virtual machines."""
+        return [element for element in self.root.iter() if kind_of(element) == "VirtualSystem"]
+
+    @property
+    def stored(self) -> Iterator[tuple[str, FileRef]]:
+        """Files with a disk in them, each once, in the order of the disks, with that disk's name."""
+        seen: set[str] = set()
+        for disk in self.disks:
+            if disk.file and disk.file.href not in seen and not is_open(disk.file.href):
+                seen.add(disk.file.href)
+                if not disk.format.lower().endswith(ISO):
+                    yield disk.id, disk.file
+
+
+def read_descriptor(content: bytes) -> Descriptor:
+    """Parse a descriptor; Damaged when it is none."""
     root = parse_xml(content)
-    if root.tag != f"{{{OVF}}}Envelope":
-        raise Damaged("OVF", f"the root element is {root.tag[:100]}, not an OVF 1 Envelope", VSPHERE)
-    yield from _lint_prefixes(content)
-    yield from _lint_files(archive, root)
-    yield from _lint_disks(archive, root, size_of)
-    yield from _lint_system(root)
+    if local(root.tag) != "Envelope":
+        raise Damaged(
+            "OVF",
+            f"the root element is {local(root.tag)[:60]}, not Envelope",
+            VSPHERE,
+            "put in a descriptor of OVF 1",
+        )
+    files = tuple(
+        FileRef(*(attribute(element, name) for name in ("href", "id", "size", "compression", "chunkSize")))
+        for section in root
+        if local(section.tag) == "References"
+        for element in section
+        if local(element.tag) == "File"
+    )
+    by_id = {file.id: file for file in reversed(files) if file.id}
+    names = ("diskId", "fileRef", "capacity", "capacityAllocationUnits", "format", "populatedSize")
+    disks = []
+    for section in root:
+        for element in section:
+            if local(element.tag) == "Disk" and kind_of(section) == "DiskSection":
+                id_, ref, *rest = (attribute(element, name).strip() for name in names)
+                disks.append(DiskRef(id_, by_id.get(ref), ref, *rest))
+    return Descriptor(root, files, tuple(disks))
 
 
-def _lint_prefixes(content: bytes) -> Iterator[Finding]:
+def find_parts(members: Mapping[str, Member], file: FileRef) -> tuple[Member, ...]:
+    """The members that hold a file: one, or its chunks in order; empty when one is missing."""
+    if not file.chunk:
+        member = named(members, file.href)
+        return (member,) if member else ()
+    parts: list[Member] = []
+    while (part := named(members, f"{file.href}.{len(parts):09d}")) is not None:
+        parts.append(part)
+    return tuple(parts)
+
+
+def capacity(text: str, units: str) -> int | None:
+    """Bytes of a capacity in its units; None when it is no number of bytes."""
+    unit = _UNITS.get(units.strip().lower() or "byte")
+    if unit is None:
+        match = re.fullmatch(r"bytes?\s*\*\s*(2|10|1024|1000)\s*\^\s*([0-9]{1,2})", units.strip().lower())
+        unit = int(match[1]) ** int(match[2]) if match else None
+    if unit is None or not _NUMBER.fullmatch(text):
+        return None
+    return int(text) * unit
+
+
+def lint_descriptor(
+    content: bytes,
+    members: Mapping[str, Member],
+    size_of: Callable[[FileRef], int | None],
+) -> Iterator[Finding]:
+    """Check a descriptor against the files of its archive; `size_of` gives a disk's virtual size in bytes.
+
+    Raises Damaged when it is no descriptor.
+    """
+    read = read_descriptor(content)
+    space = read.root.tag.rpartition("}")[0].lstrip("{")
+    if space != OVF:
+        yield _version(space)
+    yield from _lint_prefixes(content, space)
+    yield from _lint_files(members, read)
+    yield from _lint_disks(read, size_of)
+    yield from _lint_systems(read)
+
+
+def _version(space: str) -> Finding:
+    if space == OVF2:
+        return Finding(
+            "error",
+            "Envelope",
+            "a descriptor of OVF 2.0: vSphere takes OVF 1 only",
+            VSPHERE,
+            "export it as OVF 1.0 or 1.1: inv repair",
+        )
+    if space.startswith("http://www.vmware.com/schema/ovf/1/"):
+        return Finding(
+            "warning",
+            "Envelope",
+            "a descriptor of OVF 0.9, from before the standard",
+            "",
+            "export it again with a current tool: ovftool reads it and writes OVF 1",
+        )
+    known = f"the namespace {space[:80]}" if space else "no namespace"
+    return Finding(
+        "error", "Envelope", f"{known} is not that of an OVF 1 descriptor", VSPHERE, f"write {OVF}"
+    )
+
+
+def _lint_prefixes(content: bytes, space: str) -> Iterator[Finding]:
     text = content.decode("utf-8", "replace")
     if re.search(r"<ovf:(References|File|Disk|DiskSection|VirtualSystem)\b", text):
         yield Finding(
@@ -87,170 +243,171 @@ def _lint_prefixes(content: bytes) -> Iterator[Finding]:
             f"{CLOUDSTACK} before 4.15",
             "make the OVF namespace the default one, keep the prefix on attributes",
         )
-    for name in ("ovf:href", "rasd:InstanceID"):
-        if name not in text:
+    for prefix, name in (("ovf", "href"), ("rasd", "InstanceID")):
+        if space == OVF and name in text and f"{prefix}:{name}" not in text:
             yield Finding(
-                "error",
+                "warning",
                 "Envelope",
-                f"{name} is never written with this very prefix",
-                CLOUDSTACK,
-                f"write {name}",
+                f"{prefix}:{name} is never written with this very prefix",
+                f"{CLOUDSTACK} before 4.15" if prefix == "ovf" else "",
+                f"write {prefix}:{name}: CloudStack looks for these letters",
             )
 
 
-def _attribute(element: ElementTree.Element, name: str) -> str:
-    return element.get(f"{{{OVF}}}{name}", "")
-
-
-def _lint_files(archive: Archive, root: ElementTree.Element) -> Iterator[Finding]:
-    files = root.findall(f"{{{OVF}}}References/{{{OVF}}}File")
-    if not files:
+def _lint_files(members: Mapping[str, Member], read: Descriptor) -> Iterator[Finding]:
+    if not read.files and any(disk.ref for disk in read.disks):
         yield Finding("error", "References", "no file is referenced", VSPHERE, "reference the disk")
-    sizes = {member.name: member.size for member in archive.members}
-    for file in files:
-        name, size = _attribute(file, "href"), _attribute(file, "size")
-        where = f"File {name[:100]!r}"
-        if name not in sizes:
+    known: set[FileRef] = set()
+    for file in read.files:
+        if file in known:
+            continue
+        known.add(file)
+        where = f"File {file.href[:100]!r}" if file.href else "File"
+        if not file.href:
+            yield Finding("error", where, "ovf:href is missing", VSPHERE, "name the file")
+            continue
+        if is_open(file.href):
+            continue
+        parts = find_parts(members, file)
+        if not parts:
             yield Finding(
                 "error",
                 where,
-                "the referenced file is not in the archive",
+                f"the referenced file is not in the archive{', nor its first chunk' if file.chunk else ''}",
                 f"{VSPHERE}, {CLOUDSTACK}",
                 "add it",
             )
-        elif size != str(sizes[name]):
+            continue
+        if file.chunk:
+            yield from _lint_chunks(where, file, parts)
+        actual = sum(part.size for part in parts)
+        size = file.size.strip()
+        if size and not is_open(size) and not _NUMBER.fullmatch(size):
+            text = f"ovf:size {size[:30]!r} is no number"
+            yield Finding("warning", where, text, CLOUDSTACK, f"write {actual}")
+        elif size and not is_open(size) and int(size) != actual:
             yield Finding(
                 "error",
                 where,
-                f"ovf:size {size[:30]!r} is not the file's {sizes[name]} bytes",
+                f"ovf:size {file.size[:30]!r} is not the file's {actual} bytes",
                 f"{VSPHERE}, {CLOUDSTACK}",
                 "write the size in bytes",
             )
 
 
-def _lint_disks(
-    archive: Archive, root: ElementTree.Element, size_of: Callable[[Member], int]
-) -> Iterator[Finding]:
-    disks = root.findall(f"{{{OVF}}}DiskSection/{{{OVF}}}Disk")
-    ids = {_attribute(file, "id") for file in root.findall(f"{{{OVF}}}References/{{{OVF}}}File")}
-    member = archive.find(".vmdk")
-    if not disks:
+def chunked(name: str, count: int) -> Finding:
+    """What there is to say of a file in chunks."""
+    return Finding(
+        "warning",
+        f"File {name[:100]!r}",
+        f"the file lies in {count} chunks, which the specification allows and vSphere takes",
+        "virt-v2v, CloudStack",
+        "join them: inv repair",
+    )
+
+
+def _lint_chunks(where: str, file: FileRef, parts: tuple[Member, ...]) -> Iterator[Finding]:
+    yield chunked(unquote(file.href), len(parts))
+    if not file.chunk.isdecimal() or any(part.size != int(file.chunk) for part in parts[:-1]):
+        text = f"ovf:chunkSize {file.chunk[:30]!r} is not the size of the chunks"
+        yield Finding("error", where, text, VSPHERE, f"write {parts[0].size}")
+
+
+def _lint_disks(read: Descriptor, size_of: Callable[[FileRef], int | None]) -> Iterator[Finding]:
+    if not read.disks:
         yield Finding(
-            "error", "DiskSection", "no disk is described", f"{VSPHERE}, {CLOUDSTACK}", "describe the disk"
+            "warning", "DiskSection", "no disk is described", CLOUDSTACK, "describe the disk, if it has one"
         )
-    for disk in disks:
-        where = f"Disk {_attribute(disk, 'diskId')[:60]!r}"
-        if _attribute(disk, "fileRef") not in ids:
-            yield Finding("error", where, "ovf:fileRef names no file", VSPHERE, "name the file's ovf:id")
-        if not _NUMBER.fullmatch(_attribute(disk, "populatedSize")):
+    ids: set[str] = set()
+    for disk in read.disks:
+        if not disk.id or disk.id in ids:
+            text = "ovf:diskId is used twice" if disk.id else "ovf:diskId is missing"
+            yield Finding("error", disk.where, text, VSPHERE, "give each disk an id of its own")
+        ids.add(disk.id)
+        if disk.ref and disk.file is None:
             yield Finding(
                 "error",
-                where,
-                "ovf:populatedSize is missing",
-                f"{CLOUDSTACK} before 4.11.1",
-                "write it in bytes",
+                disk.where,
+                f"ovf:fileRef {disk.ref[:60]!r} names no file",
+                VSPHERE,
+                "name the file's ovf:id",
             )
-        if _attribute(disk, "format") != STREAM:
-            yield Finding("error", where, "ovf:format is not streamOptimized", VSPHERE, f"write {STREAM}")
-        capacity = _bytes(_attribute(disk, "capacity"), _attribute(disk, "capacityAllocationUnits"))
-        if not _attribute(disk, "capacityAllocationUnits"):
-            yield Finding(
-                "warning", where, "ovf:capacityAllocationUnits is missing", CLOUDSTACK, 'write "byte"'
-            )
-        if member and len(disks) == 1:
-            actual = size_of(member)
-            if capacity != actual:
+        if disk.file:
+            yield from _lint_format(disk)
+            if not disk.populated:
                 yield Finding(
-                    "error",
-                    where,
-                    f"the capacity is {capacity} bytes, the disk's {actual}",
-                    VSPHERE,
-                    "write the disk's",
+                    "warning",
+                    disk.where,
+                    "ovf:populatedSize is missing",
+                    f"{CLOUDSTACK} before 4.11.1",
+                    "write it in bytes",
                 )
+        yield from _lint_capacity(disk, size_of)
 
 
-def _bytes(capacity: str, units: str) -> int | None:
-    match = re.fullmatch(r"\s*byte(?:\s*\*\s*2\s*\^\s*([0-9]{1,2}))?\s*", units or "byte")
-    if match is None or not _NUMBER.fullmatch(capacity):
-        return None
-    return int(capacity) << int(match[1] or 0)
+def _lint_format(disk: DiskRef) -> Iterator[Finding]:
+    said, _, kind = disk.format.rpartition("#")
+    if not disk.format:
+        yield Finding("error", disk.where, "ovf:format is missing", VSPHERE, f"write {STREAM}")
+    elif kind.lower() == "streamoptimized" and "vmdk" in said.lower():
+        return
+    elif "vmdk" in said.lower():
+        text = f"ovf:format says {kind[:40]}, not streamOptimized"
+        yield Finding("warning", disk.where, text, "", f"write {STREAM}")
+    elif disk.format.lower().endswith(ISO):
+        text = "a CD image is described as a Disk"
+        yield Finding("error", disk.where, text, VSPHERE, "reference it as a file alone: inv repair")
+    else:
+        text = f"ovf:format {disk.format[:80]!r} is not VMDK"
+        yield Finding("error", disk.where, text, VSPHERE, f"convert the disk, and write {STREAM}")
 
 
-def _lint_system(root: ElementTree.Element) -> Iterator[Finding]:
-    systems = root.findall(f".//{{{OVF}}}VirtualSystem")
-    if len(systems) != 1:
+def _lint_capacity(disk: DiskRef, size_of: Callable[[FileRef], int | None]) -> Iterator[Finding]:
+    if not disk.units:
+        yield Finding(
+            "warning", disk.where, "ovf:capacityAllocationUnits is missing", CLOUDSTACK, 'write "byte"'
+        )
+    if is_open(disk.capacity) or is_open(disk.units):
+        return
+    if not disk.capacity:
+        yield Finding("error", disk.where, "ovf:capacity is missing", VSPHERE, "write the disk's size")
+        return
+    said = capacity(disk.capacity, disk.units)
+    if said is None:
+        unit = f" in units of {disk.units[:30]!r}" if disk.units else ""
+        text = f"the capacity {disk.capacity[:30]!r}{unit} is no number of bytes"
+        yield Finding("error", disk.where, text, VSPHERE, "write the disk's size in bytes")
+        return
+    actual = size_of(disk.file) if disk.file else None
+    if actual is not None and said != actual and not _rounded(said, actual, disk):
         yield Finding(
             "error",
-            "VirtualSystem",
-            f"{len(systems)} virtual systems instead of one",
-            CLOUDSTACK,
-            "describe one",
+            disk.where,
+            f"the capacity is {said} bytes, the disk's {actual}",
+            VSPHERE,
+            "write the disk's",
         )
-        return
-    hardware = systems[0].find(f"{{{OVF}}}VirtualHardwareSection")
-    if hardware is None:
-        yield Finding("error", "VirtualSystem", "no VirtualHardwareSection", VSPHERE, "describe the hardware")
-        return
-    kind = hardware.findtext(f"{{{OVF}}}System/{{{VSSD}}}VirtualSystemType", "")
-    match = re.fullmatch(r"vmx-([0-9]{2})", kind.split(" ")[0])
-    if match is None:
-        yield Finding(
-            "error", "VirtualSystemType", f"{kind[:40]!r} is no hardware version", VSPHERE, "write vmx-13"
-        )
-    elif int(match[1]) > 13:
+
+
+def _rounded(said: int, actual: int, disk: DiskRef) -> bool:
+    """Whether a capacity in MiB or GiB is the disk's size, rounded up: the import makes no larger disk."""
+    unit = capacity("1", disk.units) or 1
+    return unit > 1 and said - unit < actual <= said
+
+
+def _lint_systems(read: Descriptor) -> Iterator[Finding]:
+    systems = read.systems
+    several = any(kind_of(child) == "VirtualSystemCollection" for child in read.root)
+    if not systems and not several:
+        yield Finding("error", "Envelope", "no virtual system", f"{VSPHERE}, {CLOUDSTACK}", "describe one")
+    if len(systems) > 1 or any(kind_of(child) == "VirtualSystemCollection" for child in read.root):
         yield Finding(
             "warning",
-            "VirtualSystemType",
-            f"hardware version {match[1]}",
-            "ESXi 6.5",
-            "write vmx-13 for such hosts",
+            "VirtualSystemCollection",
+            f"a collection of {len(systems)} virtual system{'s' if len(systems) != 1 else ''}",
+            f"{CLOUDSTACK}, ESXi without vCenter",
+            "export each machine alone for them",
         )
-    yield from _lint_items(hardware)
-
-
-def _lint_items(hardware: ElementTree.Element) -> Iterator[Finding]:
-    items = hardware.findall(f"{{{OVF}}}Item")
-    ids, controllers, parents = set(), {}, []
-    for item in items:
-        values = {child.tag.rpartition("}")[2]: (child.text or "").strip() for child in item}
-        number, kind = values.get("InstanceID", ""), values.get("ResourceType", "")
-        where = f"Item {number[:20]!r}"
-        if not number or number in ids:
-            yield Finding("error", where, "InstanceID is missing or used twice", VSPHERE, "number the items")
-        ids.add(number)
-        tags = [child.tag.rpartition("}")[2] for child in item]
-        if tags != sorted(tags):
-            yield Finding(
-                "error", where, "elements of an Item are not in alphabetical order", VSPHERE, "sort them"
-            )
-        if kind == "6":
-            controllers[number] = values.get("ResourceSubType", "")
-            if controllers[number].lower() not in ("lsilogic", "buslogic", "lsilogicsas", "virtualscsi"):
-                yield Finding(
-                    "error",
-                    where,
-                    f"the SCSI controller {controllers[number][:40]!r} is unknown",
-                    VSPHERE,
-                    "write lsilogic",
-                )
-        elif kind == "5" and values.get("ResourceSubType", "") not in ("", "PIIX4"):
-            yield Finding("error", where, "the IDE controller's subtype is unknown", VSPHERE, "leave it out")
-        elif kind == "10":
-            yield Finding(
-                "warning", where, "a network card", f"{CLOUDSTACK} on distributed switches", "leave it out"
-            )
-        elif kind == "17":
-            parents.append((where, values.get("Parent", ""), values.get("HostResource", "")))
-    for where, parent, resource in parents:
-        if parent not in ids:
-            yield Finding(
-                "error",
-                where,
-                "the disk's Parent is no item",
-                f"{VSPHERE}, {CLOUDSTACK}",
-                "name the controller",
-            )
-        if not resource.startswith(("ovf:/disk/", "/disk/")):
-            yield Finding(
-                "error", where, f"HostResource {resource[:60]!r} names no disk", VSPHERE, "write ovf:/disk/ID"
-            )
+    disks = frozenset(disk.id for disk in read.disks)
+    for system in systems:
+        yield from lint_system(system, disks)

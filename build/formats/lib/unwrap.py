@@ -1,11 +1,12 @@
-"""Look into bz2, gz, zip and zst: expand the image inside into a sparse file, within bounds."""
+"""Look into bz2, gz, xz, zip and zst: expand the image inside into a sparse file, within bounds."""
 
 from __future__ import annotations
 
 import bz2
+import lzma
 import struct
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import BinaryIO
 
 from build.formats.lib import pieces
@@ -18,8 +19,11 @@ _STEP = 1 << 20
 _FEED = 16 << 10
 """Bytes that a decompressor gets at a time. It copies what follows the end of a stream, and a file may be
 nothing but ends of streams."""
+_XZ_MEMORY = 128 << 20
+"""Bytes that an xz may have us keep: twice those of `xz -9`; a header may ask for gigabytes."""
 _UNPACK = "unpack it yourself where there is room, and inspect what is inside"
 _CLOUDSTACK = "CloudStack and every unpacker"
+_UNPACKERS = "every reader"
 _CUT = "copy the file again: it is cut off or damaged"
 
 
@@ -32,6 +36,8 @@ def recognize(reader: BoundedReader) -> str:
         return "gz"
     if head.startswith((b"PK\x03\x04", b"PK\x05\x06")):
         return "zip"
+    if head.startswith(b"\xfd7zXZ\0"):
+        return "xz"
     return "zst" if head.startswith(b"\x28\xb5\x2f\xfd") else ""
 
 
@@ -43,11 +49,23 @@ def expand(
     Raises Damaged for a broken or cut-off file, and Unsupported when more than `limit` bytes come out, or
     more than `room` that are not zero: what comes after those is counted, for the error, and not written.
     """
-    maker = {"bz2": _bz2, "gz": _gz, "zip": _zip, "zst": _zst}[kind]
+    made = _MAKERS[kind](reader, report)
+    return _store(made, target, limit, room, f"the {kind} expands to", f"what is in the {kind}")
+
+
+def join(
+    parts: Iterable[BoundedReader], target: BinaryIO, limit: int, room: int, report: Callable[[int], None]
+) -> int:
+    """Put an image that lies in parts into `target`, as `expand` does, with its errors."""
+    portions = (data for part in parts for data in _portions(part, 0, part.size, report))
+    return _store(portions, target, limit, room, "the parts make", "what is in the parts")
+
+
+def _store(portions: Iterable[bytes], target: BinaryIO, limit: int, room: int, made: str, what: str) -> int:
     size = stored = 0
-    for data in maker(reader, report):
+    for data in portions:
         if size + len(data) > limit:
-            raise Unsupported(f"the {kind} expands to more than {_mib(limit)}", _UNPACK)
+            raise Unsupported(f"{made} more than {_mib(limit)}", _UNPACK)
         for start in range(0, len(data), pieces.UNIT):
             part = data[start : start + pieces.UNIT]
             if not pieces.is_zero(part):
@@ -57,8 +75,7 @@ def expand(
                     target.write(part)
         size += len(data)
     if stored > room:
-        text = f"what is in the {kind} takes {_mib(stored)}, and there is room for {_mib(room)}"
-        raise Unsupported(text, _UNPACK)
+        raise Unsupported(f"{what} takes {_mib(stored)}, and there is room for {_mib(room)}", _UNPACK)
     target.truncate(size)
     target.flush()
     return size
@@ -84,15 +101,44 @@ def _bz2(reader: BoundedReader, report: Callable[[int], None]) -> Iterator[bytes
                 if stream.eof:
                     stream, started = bz2.BZ2Decompressor(), False
                 started = True
-                out = stream.decompress(data, _STEP)
-                while out:
-                    yield out
-                    out = b"" if stream.eof or stream.needs_input else stream.decompress(b"", _STEP)
+                yield from _drained(stream, data)
                 data = stream.unused_data if stream.eof else b""
     except OSError as error:
         raise Damaged("bz2 stream", str(error), _CLOUDSTACK, _CUT) from None
     if started and not stream.eof:
         raise Damaged(at(reader.size), "the bz2 stream has no end", _CLOUDSTACK, _CUT)
+
+
+def _drained(stream: bz2.BZ2Decompressor | lzma.LZMADecompressor, data: bytes) -> Iterator[bytes]:
+    """All that a decompressor makes of `data`, a portion at a time."""
+    out = stream.decompress(data, _STEP)
+    while out:
+        yield out
+        out = b"" if stream.eof or stream.needs_input else stream.decompress(b"", _STEP)
+
+
+def _xz(reader: BoundedReader, report: Callable[[int], None]) -> Iterator[bytes]:
+    stream = _xz_stream()
+    try:
+        for data in _portions(reader, 0, reader.size, report):
+            while data:
+                if stream.eof:
+                    if not (data := data.lstrip(b"\0")):  # padding between streams
+                        break
+                    stream = _xz_stream()
+                yield from _drained(stream, data)
+                data = stream.unused_data if stream.eof else b""
+    except lzma.LZMAError as error:
+        if "limit" in str(error):
+            text = f"the xz takes more than {_mib(_XZ_MEMORY)} of memory to expand"
+            raise Unsupported(text, "pack it with xz -9 or less") from None
+        raise Damaged("xz stream", str(error), _UNPACKERS, _CUT) from None
+    if not stream.eof:
+        raise Damaged(at(reader.size), "the xz stream has no end", _UNPACKERS, _CUT)
+
+
+def _xz_stream() -> lzma.LZMADecompressor:
+    return lzma.LZMADecompressor(lzma.FORMAT_XZ, memlimit=_XZ_MEMORY)
 
 
 def _inflate(
@@ -184,3 +230,14 @@ def _members(directory: bytes) -> Iterator[tuple[int, int, int, int, int, int]]:
             size, length, offset = values
         yield size, flags, method, crc, length, offset
         at_entry += 46 + name + extra + comment
+
+
+_MAKERS: Mapping[str, Callable[[BoundedReader, Callable[[int], None]], Iterator[bytes]]] = {
+    "bz2": _bz2,
+    "gz": _gz,
+    "xz": _xz,
+    "zip": _zip,
+    "zst": _zst,
+}
+KINDS = tuple(_MAKERS)
+"""Compressions that are looked into; more than we write."""
