@@ -34,9 +34,6 @@ DIGITS = 20
 _NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
 PLAIN = "0\0"
 FOLDER = "5"
-PAX = "xg"
-EXTENDED = PAX + "LK"
-"""Tar members that describe the next one: pax, and GNU's long names."""
 GZIP = b"\x1f\x8b\x08"
 DISK_NAMES = (".vmdk", ".vmdk.gz")
 MOST_TOLD = 20
@@ -293,12 +290,11 @@ def _lint_disk(disk: Inner, reader: BoundedReader) -> Iterator[Finding]:
 
 
 def _lint_archive(archive: Archive, members: Mapping[str, Member]) -> Iterator[Finding]:
-    first = next((member for member in archive.members if member.kind not in EXTENDED), None)
-    pax = next((member for member in archive.members if member.kind in PAX), None)
-    if pax:
+    first = archive.members[0] if archive.members else None
+    if archive.form == "pax":
         yield Finding(
             "error",
-            at(pax.header_at),
+            "archive",
             "the archive is in pax format",
             VSPHERE,
             "write it as ustar or gnu (tar --format=ustar): inv repair",
@@ -314,8 +310,6 @@ def _lint_archive(archive: Archive, members: Mapping[str, Member]) -> Iterator[F
     names: set[str] = set()
     folders = 0
     for member in archive.members:
-        if member.kind in EXTENDED:
-            continue
         name = member.name.removeprefix("./")
         folders += member.kind == FOLDER or "/" in name.strip("/")
         yield from _lint_member(archive, member, name)
@@ -371,14 +365,6 @@ def _write(target: Target, options: Options) -> OvaWriter:
     )
 
 
-def _disk(reader: BoundedReader) -> BoundedReader:
-    disks = inner(reader)
-    whole = disks[0].whole if disks else None
-    if whole is None:
-        raise Damaged("archive", "the OVA holds no VMDK in one piece", VSPHERE, "unpack it first")
-    return whole
-
-
 KIND = Kind(
     name="ova",
     suffix="ova",
@@ -390,7 +376,6 @@ KIND = Kind(
     lint=lint,
     check_size=vmdk.check_size,
     options=vmdk.adapter,
-    disk=_disk,
     inner=inner,
 )
 FORMATS = (
