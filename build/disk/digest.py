@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import signal
 import sys
 import threading
 from collections.abc import Iterator
@@ -64,4 +65,5 @@ def main(plan_path: str, image: str, manifest: str) -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # whoever reads the progress was killed: so are we
     main(*sys.argv[1:])

@@ -19,6 +19,7 @@ from __future__ import annotations
 import json
 import os
 import re
+import signal
 import struct
 import subprocess
 import sys
@@ -263,4 +264,5 @@ def main(plan_path: str, asked_path: str, stage: str, grub: str = "") -> None:
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # whoever reads the progress was killed: so are we
     main(*sys.argv[1:])

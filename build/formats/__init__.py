@@ -7,11 +7,12 @@ from __future__ import annotations
 
 import importlib
 import pkgutil
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
-from build.formats.lib.format import HEAD, Format, Kind
+from build.formats.lib.format import HEAD, Format, Kind, Options, Target
 from build.formats.lib.reader import BoundedReader
+from build.formats.lib.writer import Writer
 
 
 def _modules() -> Iterator[Any]:
@@ -24,6 +25,18 @@ FORMATS: Mapping[str, Format] = {row.name: row for module in _modules() for row 
 """What is written, by name."""
 KINDS: Mapping[str, Kind] = {module.KIND.name: module.KIND for module in _modules()}
 """What is read, by name: several formats may share a kind, and of some kinds we write none."""
+
+
+def writer(name: str, kind: str) -> Callable[[Target, Options], Writer]:
+    """What writes a format; a name that is no format's goes by its kind."""
+    row = FORMATS.get(name)
+    return (row and row.write) or KINDS[kind].write
+
+
+def check_size(name: str, kind: str, size: int) -> None:
+    """Raise Unsupported for a disk of so many bytes that the format cannot be made of."""
+    row = FORMATS.get(name)
+    ((row and row.check_size) or KINDS[kind].check_size)(size)
 
 
 def recognize(reader: BoundedReader) -> Kind:

@@ -36,8 +36,8 @@ PLAIN = "0\0"
 FOLDER = "5"
 GZIP = b"\x1f\x8b\x08"
 DISK_NAMES = (".vmdk", ".vmdk.gz")
-MOST_TOLD = 20
-"""Disks that facts name one by one."""
+MOST_TOLD = 10
+"""Files and disks that facts name one by one."""
 
 
 def fill(text: str, values: Mapping[str, int]) -> str:
@@ -181,43 +181,44 @@ def packed(disk: Inner) -> Finding:
 
 
 class OvaDisk:
-    """Reads the first disk of an OVA."""
+    """Reads the first disk of an OVA, where it lies in one piece."""
 
     def __init__(self, reader: BoundedReader) -> None:
         self.archive = Archive(reader)
         self.members = plain_files(self.archive)
-        self.inner = [disk for _, disk in _stored(self.archive, self.members)]
-        if not self.inner:
+        disks = _stored(self.archive, self.members)
+        if not disks:
             raise Damaged("archive", "no disk in the archive", VSPHERE, "put the disk in as VMDK")
-        whole = self.inner[0].whole
-        if whole is None:
-            damage = Damaged("disk", "it does not lie in one piece")
-            damage.finding = packed(self.inner[0])
-            raise damage
-        self.disk = VmdkDisk(whole)
-        self.size = self.disk.size
+        self.inner = disks[0][1]
+        whole = self.inner.whole
+        self.disk = VmdkDisk(whole) if whole else None
+        size = self.disk.size if self.disk else _virtual_size(self.inner)
+        if size is None:
+            raise self._packed()
+        self.size = size
+
+    def _packed(self) -> Damaged:
+        damage = Damaged("disk", "it does not lie in one piece")
+        damage.finding = packed(self.inner)
+        return damage
 
     def piece(self, index: int) -> bytes | None:
         """Guest-visible bytes of a piece."""
+        if self.disk is None:
+            raise self._packed()
         return self.disk.piece(index)
 
     def facts(self) -> dict[str, str]:
-        """The archive's files, its disks, and what the first of them says."""
-        return {**describe(self.archive, self.members, self.inner), **self.disk.facts()}
-
-
-def describe(archive: Archive, members: Mapping[str, Member], disks: Sequence[Inner]) -> dict[str, str]:
-    """The files of an OVA and all its disks with their sizes, for people."""
-    rows = list(members.values())
-    files = [f"{member.name[:60]} ({member.size} bytes)" for member in rows[:10]]
-    if len(rows) > 10:
-        files.append(f"{len(rows) - 10} more")
-    told = [
-        f"{disk.name[:60]} ({f'{size} bytes' if (size := _virtual_size(disk)) else 'size unknown'})"
-        for disk in disks[:MOST_TOLD]
-    ]
-    told += [f"{len(disks) - MOST_TOLD} more"] * (len(disks) > MOST_TOLD)
-    return {"files": ", ".join(files), "disks": ", ".join([*told, *_empty(archive, members)])}
+        """The archive's files, the disks that an import makes, and what the first disk says."""
+        rows = list(self.members.values())
+        files = [f"{member.name[:60]} ({member.size} bytes)" for member in rows[:MOST_TOLD]]
+        files += [f"{len(rows) - MOST_TOLD} more"] * (len(rows) > MOST_TOLD)
+        empty = ", ".join(_empty(self.archive, self.members))
+        return {
+            "files": ", ".join(files),
+            **({"empty disks": empty} if empty else {}),
+            **(self.disk.facts() if self.disk else {}),
+        }
 
 
 def _empty(archive: Archive, members: Mapping[str, Member]) -> Iterator[str]:
@@ -231,7 +232,7 @@ def _empty(archive: Archive, members: Mapping[str, Member]) -> Iterator[str]:
         return
     for disk in [disk for disk in described.disks if not disk.ref][:MOST_TOLD]:
         size = ovf.capacity(disk.capacity, disk.units)
-        yield f"{disk.id[:60]} (empty, {f'{size} bytes' if size else 'of a size given at the import'})"
+        yield f"{disk.id[:60]} ({f'{size} bytes' if size else 'of a size given at the import'})"
 
 
 def lint(reader: BoundedReader) -> Iterator[Finding]:
@@ -247,10 +248,10 @@ def lint(reader: BoundedReader) -> Iterator[Finding]:
         )
     yield from manifest.lint(archive, members)
     stored = _stored(archive, members)
-    by_href = {file.href: disk for file, disk in stored if file}
+    sizes = {file.href: _virtual_size(disk) for file, disk in stored if file}
 
     def size_of(file: ovf.FileRef) -> int | None:
-        return _virtual_size(by_href[file.href]) if file.href in by_href else None
+        return sizes.get(file.href)
 
     try:
         yield from ovf.lint_descriptor(read_content(archive, descriptor), members, size_of)
@@ -290,7 +291,6 @@ def _lint_disk(disk: Inner, reader: BoundedReader) -> Iterator[Finding]:
 
 
 def _lint_archive(archive: Archive, members: Mapping[str, Member]) -> Iterator[Finding]:
-    first = archive.members[0] if archive.members else None
     if archive.form == "pax":
         yield Finding(
             "error",
@@ -299,6 +299,10 @@ def _lint_archive(archive: Archive, members: Mapping[str, Member]) -> Iterator[F
             VSPHERE,
             "write it as ustar or gnu (tar --format=ustar): inv repair",
         )
+    elif archive.form == "v7":
+        text = "the archive is of the old kind, neither ustar nor gnu"
+        yield Finding("warning", "archive", text, "", "write it as ustar: inv repair")
+    first = archive.members[0] if archive.members else None
     if first and not first.name.lower().endswith(".ovf") and find_descriptor(members):
         yield Finding(
             "error",
@@ -312,21 +316,21 @@ def _lint_archive(archive: Archive, members: Mapping[str, Member]) -> Iterator[F
     for member in archive.members:
         name = member.name.removeprefix("./")
         folders += member.kind == FOLDER or "/" in name.strip("/")
-        yield from _lint_member(archive, member, name)
+        yield from _lint_member(member, name)
         if name in names:
             text = f"{name[:100]} is twice in the archive"
             yield Finding("error", at(member.header_at), text, VSPHERE, "keep one of them")
         names.add(name)
     if folders:
         text = "files lie in folders of the archive"
-        yield Finding("warning", "archive", text, "", "put all files at the top")
+        yield Finding("warning", "archive", text, "", "put all files at the top: inv repair")
     if first and any(first.owner):
         user, group = first.owner
         text = f"{first.name[:100]} belongs to user {user}, group {group}"
         yield Finding("info", at(first.header_at), text, "", "write owner and group 0")
 
 
-def _lint_member(archive: Archive, member: Member, name: str) -> Iterator[Finding]:
+def _lint_member(member: Member, name: str) -> Iterator[Finding]:
     where = at(member.header_at)
     if member.kind not in PLAIN and member.kind != FOLDER:
         yield Finding(
@@ -344,9 +348,6 @@ def _lint_member(archive: Archive, member: Member, name: str) -> Iterator[Findin
     elif not (name.isascii() and name.isprintable()):
         text = f"the name {name[:100]!r} has unusual characters"
         yield Finding("warning", where, text, "", "use letters, digits, dots and dashes")
-    if archive.reader.read(member.header_at + 257, 5) != b"ustar":
-        text = "a tar header of the old kind, neither ustar nor gnu"
-        yield Finding("warning", where, text, "", "write the archive as ustar")
 
 
 def _recognize(reader: BoundedReader, head: bytes) -> Match:

@@ -125,7 +125,7 @@ class Qcow2Writer:
         """Write the tables behind the data, then the header."""
         self._end_group()
         l1_at = self._append(pack_words(self.l1, "big"))
-        blocks, table_clusters = self._count_refcount_clusters()
+        blocks, table_clusters = refcount_clusters(self.position // CLUSTER)
         block_at = self.position + table_clusters * CLUSTER
         self._grow(self.position // CLUSTER + table_clusters + blocks)
         table_at = self._append(
@@ -177,37 +177,31 @@ class Qcow2Writer:
             self.l1[self.group] = self._append(pack_words(self.l2, "big")) | COPIED
             self.l2 = array("Q", bytes(CLUSTER))
 
-    def _count_refcount_clusters(self) -> tuple[int, int]:
-        """Clusters of refcount blocks and of the table over them: they count themselves, too."""
-        per_block = CLUSTER // 2
-        used, blocks, table = self.position // CLUSTER, 0, 0
-        while True:
-            total = used + blocks + table
-            needed = -(-total // per_block)
-            if (needed, -(-needed * 8 // CLUSTER)) == (blocks, table):
-                return blocks, table
-            blocks, table = needed, -(-needed * 8 // CLUSTER)
-
     def _header(self, l1_at: int, table_at: int, table_clusters: int) -> bytes:
-        head = _HEADER.pack(
-            b"QFI\xfb",
-            self.version,
-            0,
-            0,
-            16,
-            self.size,
-            0,
-            len(self.l1),
-            l1_at,
-            table_at,
-            table_clusters,
-            0,
-            0,
-        )
+        head = pack_header(self.size, len(self.l1), l1_at, table_at, table_clusters, self.version)
         if self.version == 2:
             return head
         zstd = isinstance(self.codec, Zstandard)
         return head + _MORE.pack(_ZSTD if zstd else 0, 0, 0, 4, 112, int(zstd))
+
+
+def refcount_clusters(used: int) -> tuple[int, int]:
+    """Clusters of refcount blocks and of the table over them, for `used` others; they count themselves."""
+    blocks = table = 0
+    while True:
+        needed = -(-(used + blocks + table) // (CLUSTER // 2))
+        if (needed, -(-needed * 8 // CLUSTER)) == (blocks, table):
+            return blocks, table
+        blocks, table = needed, -(-needed * 8 // CLUSTER)
+
+
+def pack_header(
+    size: int, l1_entries: int, l1_at: int, table_at: int, table_clusters: int, version: int = 2
+) -> bytes:
+    """The 72 bytes that every version begins with: clusters of 64 KiB, no backing file, no snapshots."""
+    return _HEADER.pack(
+        b"QFI\xfb", version, 0, 0, 16, size, 0, l1_entries, l1_at, table_at, table_clusters, 0, 0
+    )
 
 
 def read_header(reader: BoundedReader) -> Header:

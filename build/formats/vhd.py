@@ -163,7 +163,7 @@ class VhdWriter:
     def close(self, seed: str) -> None:
         """Write table, batmap, header and both footers."""
         end = self.data - 4096 if not self.first else self.data - SECTOR
-        footer = self._footer(seed)
+        footer = make_footer(self.size, self.creator, seed)
         put(self.file, end, footer)
         self.file.truncate(end + SECTOR)
         header = Header(
@@ -184,28 +184,6 @@ class VhdWriter:
         if self.creator == "xen":
             put(self.file, self.batmap, self._batmap())
 
-    def _footer(self, seed: str) -> bytes:
-        creator, version, system = _CREATORS[self.creator]
-        unique = derive(seed, f"vhd {self.creator}").bytes
-        return Footer(
-            b"conectix",
-            2,
-            0x00010000,
-            SECTOR,
-            STAMP,
-            creator,
-            version,
-            system,
-            self.size,
-            self.size,
-            *geometry(self.size),
-            3,
-            0,
-            unique,
-            0,
-            0,
-        ).pack()
-
     def _batmap(self) -> bytes:
         bits = bytearray(-(-len(self.bat) // (SECTOR * 8)) * SECTOR)
         for block, sector in enumerate(self.bat):
@@ -219,6 +197,31 @@ class VhdWriter:
             checksum(bytes(bits[: _summed(self.size)])),
         )
         return head + bytes(bits)
+
+
+def make_footer(size: int, creator: Literal["xen", "hyperv"], seed: str, fixed: bool = False) -> bytes:
+    """The footer of a disk of `size` bytes."""
+    name, version, system = _CREATORS[creator]
+    return Footer(
+        cookie=b"conectix",
+        features=2,
+        version=0x00010000,
+        data_offset=(1 << 64) - 1 if fixed else SECTOR,
+        timestamp=STAMP,
+        creator=name,
+        creator_version=version,
+        creator_os=system,
+        original_size=size,
+        current_size=size,
+        cylinders=(chs := geometry(size))[0],
+        heads=chs[1],
+        sectors=chs[2],
+        type=2 if fixed else 3,
+        checksum=0,
+        uuid=derive(seed, f"vhd {creator}{' fixed' if fixed else ''}").bytes,
+        saved=0,
+        hidden=0,
+    ).pack()
 
 
 def _summed(size: int) -> int:

@@ -52,9 +52,12 @@ def epochs(log: Path) -> list[list[Write]]:
 
 
 def cut(epoch: Sequence[Write], dice: random.Random) -> Iterator[Write]:
-    """Those writes of an epoch that a disk with a volatile cache happened to keep: any pieces of a part."""
-    got = epoch[: dice.randint(0, len(epoch))]
-    kept = dice.choice([0.1, 0.5, 0.9, 1])
+    """Those writes of an epoch that a disk with a volatile cache happened to keep: any pieces of a part.
+
+    Often the part is all of it, and few pieces are lost: what is written last tells of what came before.
+    """
+    got = epoch[: dice.choice([dice.randint(0, len(epoch)), len(epoch), len(epoch)])]
+    kept = dice.choice([0.1, 0.5, 0.9, 0.98, 1])
     for write in got:
         for begin in range(0, write.length, PIECE):
             if dice.random() < kept:

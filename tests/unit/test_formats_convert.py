@@ -110,7 +110,7 @@ def test_a_missing_disk(tmp_path: Path, out: Path) -> None:
 @pytest.mark.parametrize(
     ("row", "says"),
     [
-        ({**spec("vhd"), "kind": "vdi"}, "unknown format 'vdi'"),
+        ({**spec("vhd"), "kind": "hdd"}, "unknown format 'hdd'"),
         ({**spec("vhd"), "file": "../vhd.vhd"}, "no name for an image"),
         ({**spec("vhd"), "file": ".hidden"}, "no name for an image"),
         ({**spec("vhd"), "compress": "bz2"}, "cannot be compressed"),

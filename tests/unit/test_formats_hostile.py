@@ -73,7 +73,12 @@ def test_a_capacity_that_is_no_number(digits: str, disk: Path, tmp_path: Path) -
     pad = len(raw) - len(grown)  # line ends stand behind the descriptor: what grew takes of them
     place = grown.index(b"</Envelope>") + len(b"</Envelope>")
     path.write_bytes(grown[:place] + (b"\n" * pad if pad >= 0 else b"") + grown[place + max(-pad, 0) :])
-    assert f"the capacity is None bytes, the disk's {8 * MIB}" in texts(path)
+    said = [text for text in texts(path) if "capacity" in text and "AllocationUnits" not in text]
+    assert said == [
+        f"the capacity {digits[:30]!r} in units of 'byte' is no number of bytes"
+        if digits
+        else "ovf:capacity is missing"
+    ]
 
 
 def test_a_vmdk_descriptor_whose_extent_is_no_number(disk: Path, tmp_path: Path) -> None:
@@ -193,7 +198,8 @@ def test_findings_of_many_kinds_are_bounded(tmp_path: Path) -> None:
     told = look(archive(tmp_path / "many.ova", a_ovf=b"<x/>", a_mf=long + lines))
     assert len(told["findings"]) <= (MOST_KINDS + 3) * SAME_KIND
     assert any("other errors" in finding["text"] for finding in told["findings"])
-    assert all(len(value) <= LONGEST for finding in told["findings"] for value in finding.values())
+    said = [value for finding in told["findings"] for value in finding.values() if isinstance(value, str)]
+    assert max(map(len, said)) <= LONGEST
 
 
 @pytest.mark.parametrize(

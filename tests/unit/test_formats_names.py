@@ -75,8 +75,8 @@ def test_an_unknown_format_names_the_known_ones() -> None:
         convert.chosen("vhd,qcow3", Settings())
     assert "did you mean 'qcow2'" in caught.value.hint
     assert "hyperv-vhd" in caught.value.hint
-    with pytest.raises(BuildError, match="unknown format 'vdi'"):
-        convert.chosen("vhd", Settings(names={"vdi": "x.vdi"}))
+    with pytest.raises(BuildError, match="unknown format 'hdd'"):
+        convert.chosen("vhd", Settings(names={"hdd": "x.hdd"}))
 
 
 @pytest.mark.parametrize(

@@ -24,7 +24,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, BinaryIO
 
-from build import wire
+from build import formats, wire
 from build.agent import cloudstack, files, image, pace, store
 from build.agent.events import Emit, Failure
 from build.formats import KINDS, raw
@@ -101,7 +101,7 @@ def run(request: wire.Convert, emit: Emit) -> wire.Converted:
             with pace.work(place, "convert", emit, what) as follow:
                 disk = stack.enter_context(_disk(fd, path, request, follow))
                 for output in wanted:
-                    KINDS[output.spec["kind"]].check_size(disk.size)
+                    formats.check_size(output.spec["name"], output.spec["kind"], disk.size)
                 _convert(fd, disk, wanted, request, source, follow, started)
         beside = _write_beside(outputs[0].folder, request, source)
     return wire.Converted(
@@ -139,7 +139,7 @@ def _disk(fd: int, path: Path, request: wire.Convert, emit: Emit) -> Iterator[pi
         yield raw.RawDisk(BoundedReader.whole(fd))
         return
     try:
-        with image.opened(fd, path.name, emit, work=request.outdir) as found:
+        with image.opened(fd, path.name, emit, work=request.outdir, disk=request.disk) as found:
             emit("note", text=f"{path.name}: {found.described}")
             _refuse_loss(found)
             yield found.kind.read(found.reader)
@@ -261,7 +261,8 @@ def _make(
         for output in outputs:
             output.inner = stack.enter_context(output.open(output.inner_part))
             target = Target(output.inner, disk.size, output.inner_name, request.epoch)
-            output.writer = KINDS[output.spec["kind"]].write(target, output.spec.get("options") or {})
+            write = formats.writer(output.spec["name"], output.spec["kind"])
+            output.writer = write(target, output.spec.get("options") or {})
         content = _write(disk, outputs, pool, threads, emit)
         if {"size": BoundedReader.whole(fd).size, "mtime_ns": os.fstat(fd).st_mtime_ns} != source:
             raise Failure(

@@ -93,7 +93,7 @@ ARCHIVE = {
     "order": ("the first file is not the OVF descriptor", "the descriptor is the first file"),
     "end": ("the archive has no end", "the archive has an end"),
     "folders": ("files lie in folders of the archive", "all files lie at the top of the archive"),
-    "old": ("a tar header of the old kind", "the archive is ustar"),
+    "old": ("the archive is of the old kind", "the archive is ustar"),
     "none": ("no manifest", "a SHA256 manifest is added"),
     "sha1": ("the manifest uses SHA1", "the manifest has SHA256"),
     "blank": ("a blank between", "the manifest is written as SHA256(name)= hex"),
@@ -170,8 +170,14 @@ def _parts(bench: _Bench, described: tar.Member, hardware: int) -> list[Part]:
     used = {described.name}
     disks = {file.href for _, file in read.stored}
     for file in read.files:
-        if members := ovf.find_parts(bench.members, file):
-            used |= {member.name for member in members}
+        members = ovf.find_parts(bench.members, file)
+        names = {member.name for member in members}
+        if members and file.href not in stored:
+            if names & used:
+                raise Damaged(
+                    "References", "one file is referenced by several names", fix="reference it once"
+                )
+            used |= names
             part, size = _one(bench, file, members, file.href in disks)
             stored[file.href] = repair.Stored(part.name, part.content.size, size)
             referenced[part.name] = part

@@ -138,6 +138,10 @@ class Format:
     """Template of a text that the client renders for the writer's option `ovf`."""
     cloudstack: Template | None = None
     """None: CloudStack has no templates of this format."""
+    write: Callable[[Target, Options], Writer] | None = None
+    """Its own way to write files of the kind; None: the kind's."""
+    check_size: Callable[[int], None] | None = None
+    """What it takes itself, with a `write` of its own; raises Unsupported."""
 
 
 def level(options: Options, usual: int) -> int:

@@ -257,7 +257,11 @@ def _lint_prefixes(content: bytes, space: str) -> Iterator[Finding]:
 def _lint_files(members: Mapping[str, Member], read: Descriptor) -> Iterator[Finding]:
     if not read.files and any(disk.ref for disk in read.disks):
         yield Finding("error", "References", "no file is referenced", VSPHERE, "reference the disk")
+    known: set[FileRef] = set()
     for file in read.files:
+        if file in known:
+            continue
+        known.add(file)
         where = f"File {file.href[:100]!r}" if file.href else "File"
         if not file.href:
             yield Finding("error", where, "ovf:href is missing", VSPHERE, "name the file")

@@ -175,26 +175,25 @@ def _edit_files(document: _Document, files: Mapping[str, Stored]) -> None:
 
 
 def _edit_disks(document: _Document, files: Mapping[str, Stored]) -> None:
-    by_id = {}
-    for file in document.named("File"):
-        name = _attribute(file, "href")[1]
-        by_id[_attribute(file, "id")[1]] = next((one for one in files.values() if one.name == name), None)
+    by_name = {stored.name: stored for stored in files.values()}
+    by_id = {
+        _attribute(file, "id")[1]: by_name.get(_attribute(file, "href")[1]) for file in document.named("File")
+    }
+    images: dict[str, str] = {}
     for disk in document.named("Disk"):
         called, ref = _attribute(disk, "diskId")[1], _attribute(disk, "fileRef")[1]
         stored = by_id.get(ref)
         said = _attribute(disk, "format")[1]
         if said.lower().endswith(ISO):
-            _edit_cd(document, disk, called, ref)
+            images[called] = ref
+            _remove(disk)
+            document.changes.append(f"Disk {called} is a CD image: referenced as a file")
         elif stored and stored.virtual_size:
             _edit_disk(document, disk, called, stored)
-
-
-def _edit_cd(document: _Document, disk: minidom.Element, called: str, ref: str) -> None:
-    for resource in document.named("HostResource"):
-        if re.fullmatch(rf"(ovf:/?)?/disk/{re.escape(called)}", _text(resource)):
-            _write(resource, f"ovf:/file/{ref}")
-    _remove(disk)
-    document.changes.append(f"Disk {called} is a CD image: referenced as a file")
+    for resource in document.named("HostResource") if images else ():
+        match = re.fullmatch(r"(?:ovf:/?)?/disk/(.+)", _text(resource))
+        if match and match[1] in images:
+            _write(resource, f"ovf:/file/{images[match[1]]}")
 
 
 def _edit_disk(document: _Document, disk: minidom.Element, called: str, stored: Stored) -> None:
