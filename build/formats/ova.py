@@ -366,14 +366,6 @@ def _write(target: Target, options: Options) -> OvaWriter:
     )
 
 
-def _disk(reader: BoundedReader) -> BoundedReader:
-    disks = inner(reader)
-    whole = disks[0].whole if disks else None
-    if whole is None:
-        raise Damaged("archive", "the OVA holds no VMDK in one piece", VSPHERE, "unpack it first")
-    return whole
-
-
 KIND = Kind(
     name="ova",
     suffix="ova",
@@ -385,7 +377,6 @@ KIND = Kind(
     lint=lint,
     check_size=vmdk.check_size,
     options=vmdk.adapter,
-    disk=_disk,
     inner=inner,
 )
 FORMATS = (
