@@ -248,7 +248,7 @@ def lint(reader: BoundedReader) -> Iterator[Finding]:
         )
     yield from manifest.lint(archive, members)
     stored = _stored(archive, members)
-    by_href = {file.href: disk for file, disk in stored if file}
+    sizes = {file.href: _virtual_size(disk) for file, disk in stored if file}
 
     def size_of(file: ovf.FileRef) -> int | None:
         return sizes.get(file.href)
@@ -366,14 +366,6 @@ def _write(target: Target, options: Options) -> OvaWriter:
     )
 
 
-def _disk(reader: BoundedReader) -> BoundedReader:
-    disks = inner(reader)
-    whole = disks[0].whole if disks else None
-    if whole is None:
-        raise Damaged("archive", "the OVA holds no VMDK in one piece", VSPHERE, "unpack it first")
-    return whole
-
-
 KIND = Kind(
     name="ova",
     suffix="ova",
@@ -385,7 +377,6 @@ KIND = Kind(
     lint=lint,
     check_size=vmdk.check_size,
     options=vmdk.adapter,
-    disk=_disk,
     inner=inner,
 )
 FORMATS = (

@@ -78,7 +78,8 @@ def image(kind: str, data: bytes) -> None:
         for index in {0, pieces.count(disk.size) // 2, pieces.count(disk.size) - 1}:
             if 0 <= index < pieces.count(disk.size):
                 disk.piece(index)
-        KINDS[kind].disk(reader)
+        for file in KINDS[kind].inner(reader):
+            file.head(512)
 
 
 def _sign(reader: BoundedReader) -> None:

@@ -30,6 +30,7 @@ from build.formats.lib import pieces
 from build.formats.lib.errors import Unsupported
 from build.formats.lib.findings import Damaged, Finding, at
 from build.formats.lib.format import Format, Kind, Machine, Match, Options, Target
+from build.formats.lib.inner import Inner
 from build.formats.lib.reader import BoundedReader
 from build.formats.lib.writer import Units, put
 from build.formats.raw import RawDisk
@@ -81,6 +82,11 @@ def disk(reader: BoundedReader) -> BoundedReader:
     return reader.window(BLOCK, info.size)
 
 
+def inner(reader: BoundedReader) -> tuple[Inner, ...]:
+    """The disk, for whoever opens an archive."""
+    return (Inner(MEMBER, (disk(reader),)),)
+
+
 class GcpDisk(RawDisk):
     """Reads the disk inside."""
 
@@ -114,7 +120,7 @@ KIND = Kind(
     read=GcpDisk,
     lint=lint,
     check_size=check_size,
-    disk=disk,
+    inner=inner,
 )
 FORMATS = (
     Format(

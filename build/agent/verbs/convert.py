@@ -139,7 +139,7 @@ def _disk(fd: int, path: Path, request: wire.Convert, emit: Emit) -> Iterator[pi
         yield raw.RawDisk(BoundedReader.whole(fd))
         return
     try:
-        with image.opened(fd, path.name, emit, work=request.outdir) as found:
+        with image.opened(fd, path.name, emit, work=request.outdir, disk=request.disk) as found:
             emit("note", text=f"{path.name}: {found.described}")
             _refuse_loss(found)
             yield found.kind.read(found.reader)

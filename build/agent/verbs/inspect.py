@@ -120,7 +120,8 @@ def _look_inside(
             ours = report if chosen else Report([])
             asked = request if chosen else replace(request, content=False)
             _look_at(found, asked, ours, disk.name)
-            report.facts[f"disk {number}"] = _described(disk, found, ours)
+            if "disks" not in report.facts:  # its own kind does not list them
+                report.facts[f"disk {number}"] = _described(disk, found, ours)
             if not chosen:
                 report.add(ours.findings)
     if request.content and len(disks) > 1:

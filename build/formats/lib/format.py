@@ -48,11 +48,6 @@ def nothing(settings: Options, compress: str) -> dict[str, Any]:
     return {}
 
 
-def whole(reader: BoundedReader) -> BoundedReader:
-    """Bytes that QEMU's driver is given, of a file that holds nothing but the disk."""
-    return reader
-
-
 def unwritten(target: Target, options: Options) -> Writer:
     """The writer of a kind that is only read."""
     raise Unsupported(
@@ -87,8 +82,6 @@ class Kind:
     """Raises Unsupported for a disk of that many bytes."""
     options: Callable[[Options, str], dict[str, Any]] = nothing
     """The writer's options from the image definition's `convert` and the outer compression of the file."""
-    disk: Callable[[BoundedReader], BoundedReader] = whole
-    """The part of the file that QEMU's driver reads; raises Damaged when there is none."""
     inner: Callable[[BoundedReader], tuple[Inner, ...]] = alone
     """Of an archive: the disk images in it, in order; raises Damaged."""
 
