@@ -186,6 +186,14 @@ def test_ovf_2_becomes_ovf_1(good: bytes, tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.parametrize("prefix", [b"o:", b""])
+def test_new_attributes_have_the_prefix_of_the_others(prefix: bytes, good: bytes, tmp_path: Path) -> None:
+    files = virtualbox(good)
+    files["b.ovf"] = files["b.ovf"].replace(b"ovf:", prefix).replace(b"xmlns:ovf", b"xmlns:o")
+    text = members(Path(run(pack(tmp_path / "b.ova", files)).file))["b.ovf"]
+    assert b" " + prefix + b'capacityAllocationUnits="byte"' in text
+
+
 def packed_disks(good: bytes) -> Mapping[str, dict[str, bytes]]:
     zipped = gzip.compress(good, 1, mtime=0)
     step = 50_000
@@ -274,6 +282,8 @@ def broken(good: bytes, name: str) -> tuple[dict[str, bytes], bytes | None]:
         return {key: data for key, data in files.items() if not key.endswith("vmdk")}, None
     if name == "no ovf":
         return {"a.txt": b"a", "b-disk1.vmdk": good}, None
+    if name == "namespace":
+        return {**files, "b.ovf": files["b.ovf"].replace(b"<Envelope", b'<Envelope xmlns:x="a b"')}, None
     if name == "doctype":
         return {**files, "b.ovf": b"<!DOCTYPE a>" + files["b.ovf"].partition(b"?>")[2]}, None
     return {**files, "b-disk1.vmdk": gzip.compress(good)[:-9]}, None
@@ -288,6 +298,7 @@ def broken(good: bytes, name: str) -> tuple[dict[str, bytes], bytes | None]:
         ("missing", "not in the archive"),
         ("no ovf", "no OVF descriptor"),
         ("doctype", "document type"),
+        ("namespace", "namespace"),
         ("gzip", ""),
     ],
 )

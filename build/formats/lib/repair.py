@@ -12,7 +12,9 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from typing import TypeVar
 from xml.dom import minidom
+from xml.parsers.expat import ExpatError
 
+from build.formats.lib.findings import Damaged
 from build.formats.lib.hardware import NVME_SINCE, SATA_SINCE, SCSI, STORAGE, is_open, words
 from build.formats.lib.ovf import ISO, OVF, OVF2, RASD, STREAM, capacity, parse_xml
 
@@ -25,6 +27,8 @@ _SUBTYPES = {
 """ResourceType and subtype of VMware's for a storage controller of VirtualBox's."""
 _Node = TypeVar("_Node")
 _SETTINGS = re.compile(r"CIM_(Storage|EthernetPort|Resource)AllocationSettingData(\.xsd)?$")
+_NAMES = ("diskId", "fileRef", "href", "id", "capacity", "format")
+"""Attributes in OVF's own namespace."""
 _SOUND = "35"
 
 
@@ -61,7 +65,11 @@ def edit_descriptor(content: bytes, files: Mapping[str, Stored], hardware: int) 
     bytes come back. Raises Damaged when it is no XML or declares a document type.
     """
     parse_xml(content)
-    parsed = minidom.parseString(content)
+    try:
+        parsed = minidom.parseString(content)
+    except (ExpatError, ValueError):  # expat sets apart the parts of a name by a blank here
+        text = "the descriptor names a namespace that is no URI"
+        raise Damaged("OVF", text, fix="correct its xmlns attributes") from None
     document = _Document(_present(parsed.documentElement))
     _edit_version(document)
     _edit_files(document, files)
@@ -80,11 +88,15 @@ def _present(node: _Node | None) -> _Node:
 
 
 def _attribute(element: minidom.Element, name: str) -> tuple[str, str]:
-    """An attribute's full name and value, by its local name."""
+    """An attribute's full name and value, by its local name; a new one gets the prefix of its neighbours."""
+    prefix = "ovf"
     for key, value in element.attributes.items():
-        if key.rpartition(":")[2] == name and not key.startswith("xmlns"):
+        before, _, known = key.rpartition(":")
+        if known == name and not key.startswith("xmlns"):
             return key, value
-    return f"ovf:{name}", ""
+        if known in _NAMES:
+            prefix = before
+    return f"{prefix}:{name}" if prefix else name, ""
 
 
 def _set(element: minidom.Element, name: str, value: str) -> None:
