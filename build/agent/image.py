@@ -14,7 +14,7 @@ from typing import BinaryIO
 from build.agent.events import Emit, Failure
 from build.agent.guest import media
 from build.formats import KINDS, raw, recognize
-from build.formats.lib import pieces, unwrap
+from build.formats.lib import partitions, pieces, unwrap
 from build.formats.lib.errors import Unsupported
 from build.formats.lib.findings import Damaged
 from build.formats.lib.format import HEAD, Kind
@@ -177,7 +177,7 @@ def _laid_out(disk: Inner, how: Opener) -> BoundedReader:
 
 def _piecewise(disk: pieces.Disk) -> Kind:
     """The kind of a raw disk that lies nowhere byte by byte: whatever the reader, it is this disk."""
-    return replace(raw.KIND, read=lambda _: disk, lint=lambda _: raw.lint_partitions(disk))
+    return replace(raw.KIND, read=lambda _: disk, lint=lambda _: partitions.lint(disk))
 
 
 def _is_plain_tar(reader: BoundedReader) -> bool:

@@ -28,7 +28,7 @@ from build import formats, wire
 from build.agent import cloudstack, files, image, pace, store
 from build.agent.events import Emit, Failure
 from build.formats import KINDS, raw
-from build.formats.lib import outer, pieces
+from build.formats.lib import outer, partitions, pieces
 from build.formats.lib.codec import Codec, Deflate, Zlib
 from build.formats.lib.findings import Damaged, collect
 from build.formats.lib.format import Target

@@ -13,7 +13,7 @@ from build.agent.events import Emit
 from build.agent.guest import media
 from build.agent.image import Image
 from build.formats import raw
-from build.formats.lib import pieces, unwrap
+from build.formats.lib import partitions, pieces, unwrap
 from build.formats.lib.errors import Unsupported
 from build.formats.lib.findings import Damaged, Finding, collect
 from build.formats.lib.format import Kind
@@ -82,7 +82,7 @@ def _look_at(found: Image, request: wire.Inspect, report: Report, disk: str = ""
         report.virtual_size = read.size
         report.facts |= read.facts()
         if found.kind is not raw.KIND:
-            report.add(collect(raw.lint_partitions(read)), disk)
+            report.add(collect(partitions.lint(read)), disk)
         limit = request.limit or media.LIMIT
         if request.content and read.size <= limit:
             report.sha256 = pieces.sha256(found.kind.read(found.reader))
