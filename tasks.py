@@ -21,7 +21,7 @@ from invoke.main import program
 from build import STEPS, verbs
 from build.engine import pipeline, recipe
 from build.engine.remote import HostContext, register_flags
-from build.formats import FORMATS
+from build.formats import FAMILIES, FORMATS
 from build.formats.lib.places import PLACES
 
 register_flags(program, pipeline.submit_detached, verbs.completion.candidates)
@@ -117,16 +117,17 @@ def convert_all(c: HostContext, from_: str = "", disk: str = "") -> None:
 
 
 def convert_to(name: str) -> Task[Callable[..., None]]:
-    """Make the verb of one format."""
+    """Make the verb of one format or of a family of them."""
 
     def run(c: HostContext, from_: str = "", disk: str = "") -> None:
         verbs.convert.convert(pipeline.of(c), name, from_, disk)
 
-    run.__doc__ = f"Convert to {FORMATS[name].help}."
+    made = [FORMATS[each].help for each in FAMILIES.get(name, (name,))]
+    run.__doc__ = f"Convert to {' and '.join(made)}."
     return Task(run, name=name, positional=[], auto_shortflags=False, help=SOURCE)
 
 
-convert = Collection("convert", convert_all, *map(convert_to, FORMATS))
+convert = Collection("convert", convert_all, *map(convert_to, (*FORMATS, *FAMILIES)))
 
 
 @task(

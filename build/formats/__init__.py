@@ -23,6 +23,11 @@ def _modules() -> Iterator[Any]:
 
 FORMATS: Mapping[str, Format] = {row.name: row for module in _modules() for row in module.FORMATS}
 """What is written, by name."""
+FAMILIES: Mapping[str, tuple[str, ...]] = {
+    family: tuple(row.name for row in FORMATS.values() if row.family == family)
+    for family in dict.fromkeys(row.family for row in FORMATS.values() if row.family)
+}
+"""Names of formats that are asked for as one."""
 KINDS: Mapping[str, Kind] = {module.KIND.name: module.KIND for module in _modules()}
 """What is read, by name: several formats may share a kind, and of some kinds we write none."""
 
@@ -37,6 +42,12 @@ def check_size(name: str, kind: str, size: int) -> None:
     """Raise Unsupported for a disk of so many bytes that the format cannot be made of."""
     row = FORMATS.get(name)
     ((row and row.check_size) or KINDS[kind].check_size)(size)
+
+
+def rounded(name: str, size: int) -> int:
+    """Virtual size of the file of a format that is made of a disk of so many bytes."""
+    row = FORMATS.get(name)
+    return row.rounded(size) if row else size
 
 
 def recognize(reader: BoundedReader) -> Kind:

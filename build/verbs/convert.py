@@ -23,7 +23,7 @@ from build.engine.options import Options
 from build.engine.pipeline import Build
 from build.engine.render import render
 from build.engine.settings import Loaded, Settings
-from build.formats import FORMATS, KINDS
+from build.formats import FAMILIES, FORMATS, KINDS
 from build.formats.lib import outer as compression
 from build.formats.lib.errors import Unsupported
 from build.formats.lib.format import Template
@@ -58,9 +58,10 @@ def chosen(asked: str | Iterable[str], settings: Settings) -> tuple[str, ...]:
     wanted = (
         [name for name in names if name] or list(settings.formats) or list(settings.names) or list(FORMATS)
     )
+    wanted = [each for name in wanted for each in FAMILIES.get(name, (name,))]
     for name in (*wanted, *settings.names):
         if name not in FORMATS:
-            near = get_close_matches(name, FORMATS, n=1)
+            near = get_close_matches(name, (*FORMATS, *FAMILIES), n=1)
             hint = f"did you mean {near[0]!r}? " if near else ""
             raise BuildError(f"unknown format {name!r}", f"{hint}known formats: {', '.join(FORMATS)}")
     return tuple(dict.fromkeys(wanted))

@@ -303,7 +303,19 @@ class Content:
 
     size: int
     digests: bytearray
-    sha256: str = ""
+    whole: Any = field(default_factory=hashlib.sha256)
+
+    @property
+    def sha256(self) -> str:
+        """SHA-256 of it all, in hex."""
+        return str(self.whole.hexdigest())
+
+    def sha256_with(self, zeros: int) -> str:
+        """The same with so many bytes of zeros behind it."""
+        whole = self.whole.copy()
+        for start in range(0, zeros, pieces.PIECE):
+            whole.update(pieces.ZERO_PIECE[: min(pieces.PIECE, zeros - start)])
+        return str(whole.hexdigest())
 
     def digest(self, index: int) -> bytes:
         """SHA-256 of a piece; 32 zero bytes for a piece of zeros."""
@@ -318,7 +330,6 @@ def _write(
     size = disk.size
     codecs: list[Codec] = list(dict.fromkeys(writer.codec for writer in writers if writer.codec is not None))
     content = Content(size, bytearray(32 * pieces.count(size)))
-    whole = hashlib.sha256()
     progress = Progress("convert", size, emit)
 
     def work(data: bytes) -> tuple[bytes, Units]:
@@ -329,7 +340,7 @@ def _write(
     def hash_run(run: pieces.Run) -> None:
         for index in range(run.index, run.index + run.count):
             length = pieces.length(index, size)
-            whole.update(pieces.ZERO_PIECE[:length] if run.data is None else run.data)
+            content.whole.update(pieces.ZERO_PIECE[:length] if run.data is None else run.data)
             progress.add(length)
 
     def finish(run: pieces.Run, hashed: Future[None], made: Future[tuple[bytes, Units]] | None) -> None:
@@ -353,7 +364,6 @@ def _write(
                 finish(*pending.popleft())
         finally:
             in_order.shutdown(wait=True, cancel_futures=True)
-    content.sha256 = whole.hexdigest()
     return content
 
 
@@ -379,7 +389,8 @@ def _prove(outputs: list[Output], content: Content, pool: ThreadPoolExecutor, em
     """Read every disk file back, compare each piece, lint the tables, hash the file, bring it to the disk."""
     readers = [BoundedReader.whole(output.inner.fileno()) for output in outputs if output.inner is not None]
     hashed = sum(reader.size for output, reader in zip(outputs, readers, strict=True) if not output.compress)
-    progress = Progress("verify", content.size * len(outputs) + hashed, emit)
+    guests = sum(formats.rounded(output.spec["name"], content.size) for output in outputs)
+    progress = Progress("verify", guests + hashed, emit)
     tasks: list[Future[None]] = []
     with ThreadPoolExecutor(1) as slow:
         tasks.extend(
@@ -392,9 +403,9 @@ def _prove(outputs: list[Output], content: Content, pool: ThreadPoolExecutor, em
                 tasks.append(pool.submit(_hash, output, reader, progress))
         for output, reader in zip(outputs, readers, strict=True):
             disk = _read(output, reader)
-            if disk.size != content.size:
+            if disk.size != formats.rounded(output.spec["name"], content.size):
                 raise _mismatch(output, 0)
-            total = pieces.count(content.size)
+            total = pieces.count(disk.size)
             tasks.extend(
                 pool.submit(_compare, output, disk, content, range(low, min(low + _SPAN, total)), progress)
                 for low in range(0, total, _SPAN)
@@ -427,11 +438,17 @@ def _compare(output: Output, disk: pieces.Disk, content: Content, indexes: range
             raise Failure(
                 f"{output.name}: read back, {damage}", "check this host's memory and disk, then run again"
             ) from None
-        zero = data is None or pieces.is_zero(data)
-        found = bytes(32) if zero else hashlib.sha256(data or b"").digest()
-        if found != content.digest(index):
+        if not _is_same(data, index, content):
             raise _mismatch(output, index * pieces.PIECE)
-        progress.add(pieces.length(index, content.size))
+        progress.add(pieces.length(index, disk.size))
+
+
+def _is_same(data: bytes | None, index: int, content: Content) -> bool:
+    """Whether a piece is the raw disk's; what lies behind that disk's end must be zeros."""
+    if data is None or pieces.is_zero(data):
+        return index >= pieces.count(content.size) or content.digest(index) == bytes(32)
+    own = max(pieces.length(index, content.size), 0)
+    return pieces.is_zero(data[own:]) and hashlib.sha256(data[:own]).digest() == content.digest(index)
 
 
 def _mismatch(output: Output, offset: int) -> Failure:
@@ -513,14 +530,15 @@ def _describe(
     kind = str(output.spec["kind"])
     status = output.part.stat()
     makers = _makers(output)
+    size = formats.rounded(output.spec["name"], content.size)
     output.result = {
         "file": output.name,
         "format": output.spec["name"],
         "state": "built",
-        "virtual_size": content.size,
+        "virtual_size": size,
         "size": status.st_size,
         "allocated": status.st_blocks * 512,
-        "guest_sha256": content.sha256,
+        "guest_sha256": content.sha256_with(size - content.size),
         **{name: output.result[name] for name in SUMS.values()},
         "seconds": round(seconds, 3),
         "writer": f"{kind} {KINDS[kind].version}",

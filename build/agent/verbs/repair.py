@@ -207,7 +207,7 @@ def _one(
     name = _flat(members[0].name)
     windows = [bench.archive.window(member) for member in members]
     content = windows[0]
-    if file.chunk:
+    if file.chunk and name.endswith(ovf.CHUNK.format(0)):
         name = name.rpartition(".")[0]
         content = bench.keep(data for window in windows for data in Part(name, window).blocks())
         bench.changes.append(f"{name}: {len(windows)} chunk{'s' if len(windows) > 1 else ''} joined")

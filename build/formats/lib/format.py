@@ -142,6 +142,10 @@ class Format:
     """Its own way to write files of the kind; None: the kind's."""
     check_size: Callable[[int], None] | None = None
     """What it takes itself, with a `write` of its own; raises Unsupported."""
+    rounded: Callable[[int], int] = int
+    """Virtual size of the file that is made of a disk of so many bytes; what is more is zeros."""
+    family: str = ""
+    """Verb that makes all of several formats, as `inv convert.vagrant`; empty: none but its own."""
 
 
 def level(options: Options, usual: int) -> int:

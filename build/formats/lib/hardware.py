@@ -213,7 +213,7 @@ def _lint_kind(item: Item, where: str, version: int) -> Iterator[Finding]:
     elif item.kind == "20" and version < _since(item.subtypes):
         since = _since(item.subtypes)
         text = f"the storage controller {named or 'of type 20'} needs hardware version {since}, not {version}"
-        yield Finding("error", where, text, VSPHERE, f"write vmx-{since}, or another controller")
+        yield Finding("warning", where, text, VSPHERE, f"write vmx-{since}, or another controller")
     elif item.kind == "35" and not any(part.startswith("vmware.") for part in item.subtypes):
         yield Finding("error", where, "a sound card", "vSphere", "remove the item: inv repair")
     elif item.kind == "10":

@@ -26,6 +26,8 @@ OVF2 = "http://schemas.dmtf.org/ovf/envelope/2"
 RASD = "http://schemas.dmtf.org/wbem/wscim/1/cim-schema/2/CIM_ResourceAllocationSettingData"
 VSSD = "http://schemas.dmtf.org/wbem/wscim/1/cim-schema/2/CIM_VirtualSystemSettingData"
 STREAM = "http://www.vmware.com/interfaces/specifications/vmdk.html#streamOptimized"
+CHUNK = ".{:09d}"
+"""End of the name of a chunk, counted from 0 (DSP0243)."""
 ISO = "ecma-119.htm"
 """How the format of a CD image ends, as VirtualBox writes it (ApplianceImplExport.cpp)."""
 _UNITS = {
@@ -170,13 +172,12 @@ def read_descriptor(content: bytes) -> Descriptor:
 
 
 def find_parts(members: Mapping[str, Member], file: FileRef) -> tuple[Member, ...]:
-    """The members that hold a file: one, or its chunks in order; empty when one is missing."""
-    if not file.chunk:
-        member = named(members, file.href)
-        return (member,) if member else ()
+    """The members that hold a file: one, or its chunks in order up to the first that is missing."""
     parts: list[Member] = []
-    while (part := named(members, f"{file.href}.{len(parts):09d}")) is not None:
+    while file.chunk and (part := named(members, f"{file.href}{CHUNK.format(len(parts))}")) is not None:
         parts.append(part)
+    if not parts and (member := named(members, file.href)):
+        parts.append(member)
     return tuple(parts)
 
 
@@ -300,7 +301,7 @@ def chunked(name: str, count: int) -> Finding:
     return Finding(
         "warning",
         f"File {name[:100]!r}",
-        f"the file lies in {count} chunks, which the specification allows and vSphere takes",
+        f"the file lies in {count} chunk{'s' * (count > 1)}, as the specification has it: vSphere takes it",
         "virt-v2v, CloudStack",
         "join them: inv repair",
     )
@@ -348,7 +349,7 @@ def _lint_disks(read: Descriptor, size_of: Callable[[FileRef], int | None]) -> I
 def _lint_format(disk: DiskRef) -> Iterator[Finding]:
     said, _, kind = disk.format.rpartition("#")
     if not disk.format:
-        yield Finding("error", disk.where, "ovf:format is missing", VSPHERE, f"write {STREAM}")
+        yield Finding("warning", disk.where, "ovf:format is missing", VSPHERE, f"write {STREAM}")
     elif kind.lower() == "streamoptimized" and "vmdk" in said.lower():
         return
     elif "vmdk" in said.lower():

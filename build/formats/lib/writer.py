@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import io
+import os
 import uuid
 from collections.abc import Mapping, Sequence
-from typing import BinaryIO, Protocol
+from typing import Any, BinaryIO, Protocol, cast
 
 from build.formats.lib.codec import Codec
 
@@ -37,3 +39,31 @@ def put(file: BinaryIO, offset: int, content: bytes) -> None:
     """Write at an offset."""
     file.seek(offset)
     file.write(content)
+
+
+class Shifted(io.RawIOBase):
+    """A file from byte `base` of another one on: what a writer needs that knows of no archive around it."""
+
+    def __init__(self, file: BinaryIO, base: int) -> None:
+        self.file, self.base = file, base
+
+    @classmethod
+    def over(cls, file: BinaryIO, base: int) -> BinaryIO:
+        """The same as what writers take."""
+        return cast(BinaryIO, cls(file, base))
+
+    def seek(self, offset: int, whence: int = os.SEEK_SET) -> int:
+        """Move to an offset from the base."""
+        return self.file.seek(offset + (self.base if whence == os.SEEK_SET else 0), whence) - self.base
+
+    def tell(self) -> int:
+        """The offset from the base."""
+        return self.file.tell() - self.base
+
+    def write(self, content: Any) -> int:
+        """Write at the place where the other file is."""
+        return self.file.write(content)
+
+    def truncate(self, size: int | None = None) -> int:
+        """Give the file an end, from the base on."""
+        return self.file.truncate(None if size is None else size + self.base)
