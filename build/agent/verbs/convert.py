@@ -30,9 +30,9 @@ from build.agent.events import Emit, Failure
 from build.formats import KINDS, raw
 from build.formats.lib import outer, partitions, pieces
 from build.formats.lib.codec import Codec, Deflate, Zlib
-from build.formats.lib.findings import Damaged, collect
+from build.formats.lib.findings import Damaged
 from build.formats.lib.format import Target
-from build.formats.lib.reader import BoundedReader, Budget
+from build.formats.lib.reader import BoundedReader
 from build.formats.lib.writer import Units, Writer
 
 SUMS = {"MD5SUMS": "md5", "SHA256SUMS": "sha256", "SHA512SUMS": "sha512"}
@@ -149,11 +149,8 @@ def _disk(fd: int, path: Path, request: wire.Convert, emit: Emit) -> Iterator[pi
 
 def _refuse_loss(found: image.Image) -> None:
     """Raise Damaged for what a conversion would carry on as if it were right."""
-    reader = found.reader
-    checked = BoundedReader(reader.fd, reader.start, reader.size, Budget(8 * reader.allocated() + (1 << 30)))
-    for finding in collect(found.kind.lint(checked)):
-        if finding.lossy:
-            raise Damaged(finding.where, finding.text, finding.refused_by, finding.fix)
+    for finding in found.losses():
+        raise Damaged(finding.where, finding.text, finding.refused_by, finding.fix)
 
 
 def _outputs(request: wire.Convert) -> list[Output]:
