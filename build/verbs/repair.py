@@ -5,13 +5,16 @@ from __future__ import annotations
 from pathlib import Path, PurePosixPath
 
 from build import wire
+from build.engine.errors import BuildError
 from build.engine.pipeline import Build
 from build.printable import printable
 
 
 def default_output(file: str) -> str:
-    """Where a repaired file goes when nobody says: beside it, `NAME-vsphere.ova`."""
+    """Where a repaired file goes when nobody says: beside it, `NAME-vsphere.ova`; BuildError for no file."""
     path = PurePosixPath(file)
+    if not path.name:
+        raise BuildError(f"{file or 'nothing'} is no file", "name an OVA")
     return str(path.with_name(f"{path.stem}-vsphere.ova"))
 
 

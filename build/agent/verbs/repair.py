@@ -55,6 +55,8 @@ def run(request: wire.Repair, emit: Emit) -> wire.Repaired:
     path, output = Path(request.file), Path(request.output)
     if output.exists() or output.is_symlink():
         raise Failure(f"{output} is already there", "remove it, or name another file with --output")
+    if not output.parent.is_dir():
+        raise Failure(f"there is no folder {output.parent}", "make it, or name another with --output")
     with contextlib.ExitStack() as stack:
         try:
             fd = stack.enter_context(image.opened_file(path))
@@ -84,7 +86,8 @@ def _repair(
     changes = [*bench.changes, *told]
     if not changes:
         return wire.Repaired("", ())
-    size, digest = _write(output, parts, _epoch(reader, described), emit)
+    private = files.is_private(os.fstat(reader.fd))
+    size, digest = _write(output, parts, _epoch(reader, described), private, emit)
     return wire.Repaired(str(output), tuple(dict.fromkeys(changes)), size, digest)
 
 
@@ -244,14 +247,17 @@ def _check_disk(name: str, content: BoundedReader, version_mended: bool) -> None
         raise Damaged(f"{name}: {finding.where}", finding.text, finding.refused_by, hint)
 
 
-def _write(output: Path, parts: list[Part], epoch: int, emit: Emit) -> tuple[int, str]:
-    """Write aside, read back, and give the name; size and SHA-256 of the archive."""
+def _write(output: Path, parts: list[Part], epoch: int, private: bool, emit: Emit) -> tuple[int, str]:
+    """Write aside, read back, and give the name; size and SHA-256 of the archive.
+
+    `private`: only its owner may read it, as the file that it was made from.
+    """
     handle, name = tempfile.mkstemp(prefix=f".{output.name}.", suffix=".part", dir=output.parent)
     aside = Path(name)
     try:
         with os.fdopen(handle, "wb") as file:
             _archive(file, parts, epoch, emit)
-            os.fchmod(file.fileno(), 0o666 & ~_umask())
+            os.fchmod(file.fileno(), 0o600 if private else 0o666 & ~_umask())
         digest = _proven(aside, parts)
         size = aside.stat().st_size
         if output.exists():

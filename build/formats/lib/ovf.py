@@ -357,7 +357,7 @@ def _lint_format(disk: DiskRef) -> Iterator[Finding]:
         yield Finding("warning", disk.where, text, "", f"write {STREAM}")
     elif disk.format.lower().endswith(ISO):
         text = "a CD image is described as a Disk"
-        yield Finding("error", disk.where, text, VSPHERE, "reference it as a file alone: inv repair")
+        yield Finding("warning", disk.where, text, VSPHERE, "reference it as a file alone: inv repair")
     else:
         text = f"ovf:format {disk.format[:80]!r} is not VMDK"
         yield Finding("error", disk.where, text, VSPHERE, f"convert the disk, and write {STREAM}")
