@@ -135,14 +135,18 @@ def _opened(path: Path, request: wire.Convert) -> Iterator[int]:
 @contextlib.contextmanager
 def _disk(fd: int, path: Path, request: wire.Convert, emit: Emit) -> Iterator[pieces.Disk]:
     """What a guest would see of the file: a raw disk of ours, or whatever a foreign file holds."""
-    if not request.foreign:
-        yield raw.RawDisk(BoundedReader.whole(fd))
-        return
     try:
+        if not request.foreign:
+            ours = raw.RawDisk(BoundedReader.whole(fd))
+            partitions.refuse(ours)
+            yield ours
+            return
         with image.opened(fd, path.name, emit, work=request.outdir, disk=request.disk) as found:
             emit("note", text=f"{path.name}: {found.described}")
             _refuse_loss(found)
-            yield found.kind.read(found.reader)
+            disk = found.kind.read(found.reader)
+            partitions.refuse(disk)
+            yield disk
     except Damaged as damage:
         raise Failure(f"{path.name}: {damage}", damage.finding.fix) from None
 
