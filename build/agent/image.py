@@ -14,12 +14,12 @@ from typing import BinaryIO
 from build.agent.events import Emit, Failure
 from build.agent.guest import media
 from build.formats import KINDS, raw, recognize
-from build.formats.lib import pieces, unwrap
+from build.formats.lib import partitions, pieces, unwrap
 from build.formats.lib.errors import Unsupported
-from build.formats.lib.findings import Damaged
+from build.formats.lib.findings import Damaged, Finding, collect
 from build.formats.lib.format import HEAD, Kind
 from build.formats.lib.inner import Inner
-from build.formats.lib.reader import BoundedReader
+from build.formats.lib.reader import BoundedReader, Budget
 from build.formats.lib.tar import Archive, is_tar
 
 SPACE = os.environ.get("TMPDIR", "/var/tmp")
@@ -47,16 +47,32 @@ class Image:
     """Of the file in that kind."""
     name: str
     """Its name without what is around it."""
-    archive: str = ""
-    """The kind that it is a disk of, as an OVA; empty: none."""
+    holder: Image | None = None
+    """The archive that it is a disk of, as an OVA."""
     disks: tuple[str, ...] = ()
     """Names of all disks of that."""
+    number: int = 1
+    """Which of them it is."""
 
     @property
     def described(self) -> str:
         """What the file is, in a few words."""
-        around = [self.archive, *reversed(self.outer.split("+"))]
+        around = [self.holder.kind.name if self.holder else "", *reversed(self.outer.split("+"))]
         return " inside ".join(filter(None, [self.kind.name, *around]))
+
+    def losses(self) -> Iterator[Finding]:
+        """What is wrong with its content, as its linter or that of the archive around it says."""
+        others = {*self.disks[: self.number - 1], *self.disks[self.number :]} - {self.name}
+        for file in filter(None, (self.holder, self)):
+            for finding in collect(file.kind.lint(bounded(file.reader))):
+                if finding.lossy and not any(_is_about(name, finding) for name in others):
+                    yield finding
+
+
+def _is_about(name: str, finding: Finding) -> bool:
+    """Whether a finding names a file, and not just the same word."""
+    named = finding.where.startswith(f"{name[:100]}:") or f" {name[:100]} " in finding.text
+    return len(name) > len("disk") and named
 
 
 @dataclass(frozen=True)
@@ -85,6 +101,11 @@ class Opener:
         space = self.space()
         media.join(parts, space, self.emit, self.limit)
         return BoundedReader.whole(space.fileno())
+
+
+def bounded(reader: BoundedReader) -> BoundedReader:
+    """The same with as much reading as its tables may lead to."""
+    return BoundedReader(reader.fd, reader.start, reader.size, Budget(8 * reader.allocated() + (1 << 30)))
 
 
 @contextlib.contextmanager
@@ -151,7 +172,7 @@ def chosen(image: Image, disks: Sequence[Inner], number: int, how: Opener) -> Im
     else:
         found = unwrapped(_laid_out(disk, how), disk.name.rpartition("/")[2], how)
     outer = "+".join(filter(None, (image.outer, found.outer)))
-    return replace(found, outer=outer, archive=image.kind.name, disks=names)
+    return replace(found, outer=outer, holder=image, disks=names, number=number)
 
 
 def need_disk(image: Image, disks: Sequence[Inner], number: int) -> None:
@@ -177,7 +198,7 @@ def _laid_out(disk: Inner, how: Opener) -> BoundedReader:
 
 def _piecewise(disk: pieces.Disk) -> Kind:
     """The kind of a raw disk that lies nowhere byte by byte: whatever the reader, it is this disk."""
-    return replace(raw.KIND, read=lambda _: disk, lint=lambda _: raw.lint_partitions(disk))
+    return replace(raw.KIND, read=lambda _: disk, lint=lambda _: partitions.lint(disk))
 
 
 def _is_plain_tar(reader: BoundedReader) -> bool:

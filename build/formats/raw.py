@@ -2,13 +2,11 @@
 
 from __future__ import annotations
 
-import struct
-import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO
 
-from build.formats.lib import pieces
+from build.formats.lib import partitions, pieces
 from build.formats.lib.errors import Unsupported
 from build.formats.lib.findings import Finding, at
 from build.formats.lib.format import DEBIAN, Format, Kind, Machine, Match, Options, Target, Template
@@ -79,54 +77,7 @@ def lint(reader: BoundedReader) -> Iterator[Finding]:
             "XenServer, when converted to VHD",
             "make SIZE even",
         )
-    yield from lint_partitions(RawDisk(reader))
-
-
-def lint_partitions(disk: pieces.Disk) -> Iterator[Finding]:
-    """Check a GPT as the firmware sees it, in a disk of any format."""
-    head = read_guest(disk, 0, 2 * SECTOR)
-    if len(head) < 2 * SECTOR or head[510:512] != b"\x55\xaa":
-        yield Finding("info", "guest byte 0x1fe", "no partition table", "BIOS", "")
-        return
-    if not head.startswith(b"EFI PART", SECTOR):
-        return
-    backup_sector = struct.unpack_from("<Q", head, SECTOR + 32)[0]
-    last = disk.size // SECTOR - 1
-    for sector, name in ((1, "partition table"), (last, "backup partition table")):
-        raw = read_guest(disk, sector * SECTOR, SECTOR)
-        where = f"guest byte {sector * SECTOR:#x}"
-        length = struct.unpack_from("<I", raw, 12)[0] if raw.startswith(b"EFI PART") else 0
-        if not 92 <= length <= SECTOR:
-            yield Finding(
-                "error",
-                where,
-                f"the {name} is missing",
-                "UEFI",
-                "make the disk's size right and build it again",
-            )
-        elif struct.unpack_from("<I", raw, 16)[0] != zlib.crc32(raw[:16] + bytes(4) + raw[20:length]):
-            yield Finding("error", where, f"the {name}'s checksum is wrong", "UEFI", "build the disk again")
-    if backup_sector != last:
-        yield Finding(
-            "error",
-            f"guest byte {SECTOR + 32:#x}",
-            f"the backup partition table should be in sector {backup_sector}, the last one is {last}",
-            "UEFI",
-            "the size was changed after partitioning: build the disk again",
-        )
-
-
-def read_guest(disk: pieces.Disk, offset: int, length: int) -> bytes:
-    """Guest-visible bytes at an offset, fewer at the disk's end."""
-    out = b""
-    while length > 0 and offset < disk.size:
-        index, skip = divmod(offset, pieces.PIECE)
-        data = disk.piece(index)
-        if data is None:
-            data = bytes(pieces.length(index, disk.size))
-        part = data[skip : skip + length]
-        out, offset, length = out + part, offset + len(part), length - len(part)
-    return out
+    yield from partitions.lint(RawDisk(reader))
 
 
 def _recognize(reader: BoundedReader, head: bytes) -> Match:

@@ -56,10 +56,20 @@ class XvaDisk:
         """Its reference, and what it is called."""
         return f"{self.reference} ({self.label})" if self.label else self.reference
 
+    @property
+    def cut(self) -> Damaged | None:
+        """What to say of a disk whose last chunk is not there."""
+        if self.last or not self.size:
+            return None
+        text = "its last chunk is not in the archive: the export is cut off"
+        return Damaged(self.name, text, IMPORTERS, _AGAIN)
+
     def piece(self, index: int) -> bytes | None:
         """Bytes of a piece; None when no chunk of it was exported. Raises Damaged."""
         step = pieces.PIECE // CHUNK
         numbers = range(index * step, min((index + 1) * step, len(self.chunks)))
+        if numbers.stop == len(self.chunks) and self.cut:
+            raise self.cut
         if not any(self.chunks[number] for number in numbers):
             return None
         return b"".join(map(self._chunk, numbers))[: pieces.length(index, self.size)]
@@ -105,13 +115,12 @@ class Export:
         if not walk.ended:
             self.findings["end"] = no_end(reader)
         for disk in self.disks:
-            if disk.size and not disk.last:
-                self._tell(disk.name, "its last chunk is not in the archive: the export is cut off", True)
+            if disk.cut:
+                self.findings[disk.name] = disk.cut.finding
 
-    def _tell(self, where: str, text: str, lossy: bool = False) -> None:
-        self.findings.setdefault(
-            f"{where} {text}" if lossy else text, Finding("error", where, text, IMPORTERS, _AGAIN, lossy)
-        )
+    def _tell(self, where: str, text: str) -> None:
+        """Note what an importer refuses, where it is met first: there may be millions of a kind."""
+        self.findings.setdefault(text, Finding("error", where, text, IMPORTERS, _AGAIN))
 
     def _place(self, members: Iterator[Member]) -> None:
         """Find each chunk's place, and its sum behind it."""
@@ -200,7 +209,7 @@ def _describe(reader: BoundedReader, member: Member) -> tuple[list[XvaDisk], set
         size, device = vdi.text("virtual_size"), drive.text("userdevice")
         if not re.fullmatch(r"[0-9]{1,19}", size):
             raise _unreadable(f"the virtual size of {vdi.reference} is no number")
-        disk = XvaDisk(reader, vdi.reference, vdi.text("name_label")[:60], int(size), about)
+        disk = XvaDisk(reader, vdi.reference[:60], vdi.text("name_label")[:60], int(size), about)
         order = int(device) if re.fullmatch(r"[0-9]{1,3}", device) else 1000
         disks.setdefault(vdi.reference, (order, disk))
     return [disk for _, disk in sorted(disks.values(), key=lambda row: row[0])], set(vdis)

@@ -15,8 +15,8 @@ from build import debian
 from build.agent.debian import release
 from build.agent.events import Failure
 from build.debootstrap import unpack
-from build.formats import KINDS, raw, recognize, vhdx
-from build.formats.lib import pieces, unwrap
+from build.formats import KINDS, recognize, vhdx
+from build.formats.lib import partitions, pieces, unwrap
 from build.formats.lib.errors import Unsupported
 from build.formats.lib.findings import Damaged, collect
 from build.formats.lib.reader import BoundedReader, Budget
@@ -74,7 +74,7 @@ def image(kind: str, data: bytes) -> None:
         collect(KINDS[kind].lint(reader))
         disk = KINDS[kind].read(reader)
         disk.facts()
-        collect(raw.lint_partitions(disk))
+        collect(partitions.lint(disk))
         for index in {0, pieces.count(disk.size) // 2, pieces.count(disk.size) - 1}:
             if 0 <= index < pieces.count(disk.size):
                 disk.piece(index)

@@ -304,7 +304,7 @@ def test_a_flag_of_one_line_is_not_there_in_the_next(inv: Inv) -> None:
         (("doctor", "--json"), ("doctor", (False, False, True))),
         (("doctor", "--cache"), ("doctor", (False, True, False))),
         (("status", "--json"), ("status", (True,))),
-        (("inspect", "--json", "x.vhd"), ("inspect", ("x.vhd", True))),
+        (("inspect", "--json", "x.vhd"), ("inspect", ("x.vhd", "", "", False, True))),
         (("params", "--type", "router", "--set", "a.b=2"), ("params", ("router",))),
         (("--set", "a.b=2", "params", "router"), ("params", ("router",))),
         (("params", "--set", "a.b=2", "--type", "router"), ("params", ("router",))),

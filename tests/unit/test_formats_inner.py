@@ -45,7 +45,8 @@ def silent(kind: str, **fields: Any) -> None:
 def seen(path: Path, **more: Any) -> tuple[str, str, str, bytes]:
     """Layers, archive, kind and content of the disk that opens."""
     with image.opened_file(path) as fd, image.opened(fd, path.name, silent, **more) as found:
-        return found.outer, found.archive, found.kind.name, content(found.kind.read(found.reader))
+        holder = found.holder.kind.name if found.holder else ""
+        return found.outer, holder, found.kind.name, content(found.kind.read(found.reader))
 
 
 def packed(files: Mapping[str, bytes], form: int = tarfile.GNU_FORMAT) -> bytes:
@@ -246,6 +247,23 @@ def test_every_disk_is_looked_at(made: dict[str, bytes], tmp_path: Path) -> None
         assert told["virtual_size"] == 8 * MIB
         found = [row for row in told["findings"] if row["where"].startswith(place)]
         assert found, name
+
+
+def test_what_would_be_lost_is_that_of_the_chosen_disk_alone(made: dict[str, bytes], tmp_path: Path) -> None:
+    """Neither what is wrong with another disk nor its sum keeps a good one from being read."""
+    bad = b"XXXX" + made["vmdk"][4:]
+    files = {"a.vmdk": made["vmdk"], "b.vmdk": bad, "c.vmdk": made["vmdk"]}
+    lines = "".join(f"SHA256({name})= {hashlib.sha256(data).hexdigest()}\n" for name, data in files.items())
+    wrong = lines.replace(hashlib.sha256(files["a.vmdk"]).hexdigest(), "0" * 64, 1)
+    path = ova(tmp_path / "vm.ova", {"vm.mf": wrong.encode(), **files}, dict.fromkeys(files, ""))
+    found = []
+    with image.opened_file(path) as fd:
+        for number in (1, 2, 3):
+            with image.opened(fd, path.name, silent, disk=number) as disk:
+                found.append(" ".join(finding.text for finding in disk.losses()))
+    assert "a.vmdk" in found[0]
+    assert "no VMDK header here" in found[1]
+    assert found[2] == ""
 
 
 def test_a_disk_that_a_single_file_does_not_have(disk: Path) -> None:

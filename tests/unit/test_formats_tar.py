@@ -212,6 +212,16 @@ END = bytes(1024)
         ),
         pytest.param((header()[:-1] + b"x", END), "checksum is wrong", id="checksum"),
         pytest.param(
+            (header("././@LongLink", 5000, kind=(156, b"L")), b"x" * 5120, header("a"), END),
+            "a name of 5000 characters",
+            id="name",
+        ),
+        pytest.param(
+            (header(kind=(156, b"S"), real=(483, b"\x80\0\0\0\x40" + bytes(7))), END),
+            "a sparse file of 4611686018427387904 bytes",
+            id="sparse size",
+        ),
+        pytest.param(
             (header(kind=(156, b"S"), more=(482, b"\1")), (b"1" * 504 + b"\1" + bytes(7)) * 60_000),
             "a sparse file of more than",
             id="a map without end",

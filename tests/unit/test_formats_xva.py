@@ -202,7 +202,16 @@ FIRST, FIRST_SUM, SECOND, SECOND_SUM, THIRD, THIRD_SUM = chunks("Ref:5", GOOD)
 )
 def test_what_no_host_would_import(files: Chunks, says: str, tmp_path: Path) -> None:
     path = export(tmp_path / "vm.xva", described({"Ref:5": len(GOOD)}), files)
-    assert any(says in text for text in texts(path)), texts(path)
+    assert sum(says in text for text in texts(path)) == 1, texts(path)
+
+
+def test_a_disk_without_its_end_is_not_read_as_if_it_were_zeros(tmp_path: Path) -> None:
+    path = export(tmp_path / "vm.xva", described({"Ref:5": len(GOOD)}), [FIRST, FIRST_SUM])
+    with opened(path) as reader:
+        read = xva.read(reader)
+        assert read.piece(0) == GOOD[:MIB] + bytes(MIB)
+        with pytest.raises(Damaged, match="cut off"):
+            read.piece(1)
 
 
 @pytest.mark.parametrize(

@@ -28,11 +28,11 @@ from build import formats, wire
 from build.agent import cloudstack, files, image, pace, store
 from build.agent.events import Emit, Failure
 from build.formats import KINDS, raw
-from build.formats.lib import outer, pieces
+from build.formats.lib import outer, partitions, pieces
 from build.formats.lib.codec import Codec, Deflate, Zlib
-from build.formats.lib.findings import Damaged, collect
+from build.formats.lib.findings import Damaged
 from build.formats.lib.format import Target
-from build.formats.lib.reader import BoundedReader, Budget
+from build.formats.lib.reader import BoundedReader
 from build.formats.lib.writer import Units, Writer
 
 SUMS = {"MD5SUMS": "md5", "SHA256SUMS": "sha256", "SHA512SUMS": "sha512"}
@@ -135,25 +135,26 @@ def _opened(path: Path, request: wire.Convert) -> Iterator[int]:
 @contextlib.contextmanager
 def _disk(fd: int, path: Path, request: wire.Convert, emit: Emit) -> Iterator[pieces.Disk]:
     """What a guest would see of the file: a raw disk of ours, or whatever a foreign file holds."""
-    if not request.foreign:
-        yield raw.RawDisk(BoundedReader.whole(fd))
-        return
     try:
+        if not request.foreign:
+            ours = raw.RawDisk(BoundedReader.whole(fd))
+            partitions.refuse(ours)
+            yield ours
+            return
         with image.opened(fd, path.name, emit, work=request.outdir, disk=request.disk) as found:
             emit("note", text=f"{path.name}: {found.described}")
             _refuse_loss(found)
-            yield found.kind.read(found.reader)
+            disk = found.kind.read(found.reader)
+            partitions.refuse(disk)
+            yield disk
     except Damaged as damage:
         raise Failure(f"{path.name}: {damage}", damage.finding.fix) from None
 
 
 def _refuse_loss(found: image.Image) -> None:
     """Raise Damaged for what a conversion would carry on as if it were right."""
-    reader = found.reader
-    checked = BoundedReader(reader.fd, reader.start, reader.size, Budget(8 * reader.allocated() + (1 << 30)))
-    for finding in collect(found.kind.lint(checked)):
-        if finding.lossy:
-            raise Damaged(finding.where, finding.text, finding.refused_by, finding.fix)
+    for finding in found.losses():
+        raise Damaged(finding.where, finding.text, finding.refused_by, finding.fix)
 
 
 def _outputs(request: wire.Convert) -> list[Output]:

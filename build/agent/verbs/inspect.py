@@ -11,14 +11,14 @@ from build import wire
 from build.agent import image
 from build.agent.events import Emit
 from build.agent.guest import media
-from build.agent.image import Image
+from build.agent.image import Image, bounded
 from build.formats import raw
-from build.formats.lib import pieces, unwrap
+from build.formats.lib import partitions, pieces, unwrap
 from build.formats.lib.errors import Unsupported
 from build.formats.lib.findings import Damaged, Finding, collect
 from build.formats.lib.format import Kind
 from build.formats.lib.inner import Inner
-from build.formats.lib.reader import BoundedReader, Budget
+from build.formats.lib.reader import BoundedReader
 
 
 def run(request: wire.Inspect, emit: Emit) -> wire.Inspected:
@@ -61,7 +61,7 @@ class Report:
 
 
 def _look(file: Image, request: wire.Inspect, emit: Emit) -> Report:
-    report = Report(collect(file.kind.lint(_bounded(file.reader))))
+    report = Report(collect(file.kind.lint(bounded(file.reader))))
     try:
         disks = file.kind.inner(file.reader)
     except Damaged as damage:
@@ -78,11 +78,11 @@ def _look(file: Image, request: wire.Inspect, emit: Emit) -> Report:
 def _look_at(found: Image, request: wire.Inspect, report: Report, disk: str = "") -> None:
     """A disk itself: its size, its partitions, its content."""
     try:
-        read = found.kind.read(_bounded(found.reader))
+        read = found.kind.read(bounded(found.reader))
         report.virtual_size = read.size
         report.facts |= read.facts()
         if found.kind is not raw.KIND:
-            report.add(collect(raw.lint_partitions(read)), disk)
+            report.add(collect(partitions.lint(read)), disk)
         limit = request.limit or media.LIMIT
         if request.content and read.size <= limit:
             report.sha256 = pieces.sha256(found.kind.read(found.reader))
@@ -100,7 +100,7 @@ def _look_inside(
     image.need_disk(file, disks, request.disk)
     if not disks[0].disk:
         with contextlib.suppress(Damaged):  # its linter says why
-            report.facts = file.kind.read(_bounded(file.reader)).facts()
+            report.facts = file.kind.read(bounded(file.reader)).facts()
     left = request.limit or media.LIMIT
     for number, disk in enumerate(disks, 1):
         chosen = number == request.disk
@@ -116,7 +116,7 @@ def _look_inside(
             if not disk.whole and not disk.disk:
                 left = max(left - found.reader.size, 1)
             if file.kind.name != "ova" or not disk.whole:  # those its own linter knows
-                report.add(collect(found.kind.lint(_bounded(found.reader))), disk.name)
+                report.add(collect(found.kind.lint(bounded(found.reader))), disk.name)
             ours = report if chosen else Report([])
             asked = request if chosen else replace(request, content=False)
             _look_at(found, asked, ours, disk.name)
@@ -131,11 +131,6 @@ def _look_inside(
 def _described(disk: Inner, found: Image, report: Report) -> str:
     size = "of unknown size" if report.virtual_size is None else f"{report.virtual_size} bytes"
     return f"{disk.name[:60]} ({found.kind.name}, {size})"
-
-
-def _bounded(reader: BoundedReader) -> BoundedReader:
-    """The same with as much reading as its tables may lead to."""
-    return BoundedReader(reader.fd, reader.start, reader.size, Budget(8 * reader.allocated() + (1 << 30)))
 
 
 def _lint_name(name: str, kind: Kind) -> Iterator[Finding]:

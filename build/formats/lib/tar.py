@@ -31,6 +31,11 @@ _LARGEST_EXTENSION = 1 << 20
 """Bytes of a long name or of pax records; real ones have some hundreds."""
 _MOST_EXTENSIONS = 8
 """Headers of this kind in front of one file; there are two or three."""
+_LONGEST_NAME = 4096
+_LARGEST_SPARSE = 64 << 40
+"""Bytes of a sparse file, as many as the largest disk of any format has."""
+_KEYS = ("path", "size", "uid", "gid", "sparse")
+"""Pax records that matter here; `sparse` stands for all of GNU tar's about holes."""
 _MOST_EXTENTS = 1 << 20
 """Parts of a sparse file; GNU tar makes one for each run of blocks that are not zero."""
 _OCTAL = re.compile(rb"[0-7]*")
@@ -170,7 +175,9 @@ def _records(content: bytes, offset: int) -> dict[str, bytes]:
         key, found, value = content[match.end() : end - 1].partition(b"=") if match else (b"", b"", b"")
         if not found or end > len(content) or content[end - 1 : end] != b"\n":
             raise Damaged(at(offset), "a pax header holds a record that is none", _TAR, _COPY)
-        records[key.decode("utf-8", "replace")] = value
+        name = "sparse" if key.startswith(b"GNU.sparse.") else key.decode("utf-8", "replace")
+        if name in _KEYS:
+            records[name] = value
         start = end
     return records
 
@@ -183,7 +190,7 @@ def _member(
     names: _Extensions,
     records: Mapping[str, bytes],
 ) -> Member:
-    if any(key.startswith("GNU.sparse.") for key in records):
+    if "sparse" in records:
         raise Damaged(
             at(offset),
             "a file is stored without its holes in pax form, which is not read here",
@@ -197,6 +204,8 @@ def _member(
     start, whole = offset + BLOCK, None
     if kind == "S":
         whole = _field(head, 483, 12, offset)
+        if whole > _LARGEST_SPARSE:
+            raise Damaged(at(offset + 483), f"a sparse file of {whole} bytes", _TAR, _COPY)
         start = _behind_map(reader, head, offset)
     if start + size > reader.size:
         text = f"a file of {size} bytes reaches past the end of the archive"
@@ -208,6 +217,8 @@ def _member(
     prefix = head[345:500].split(b"\0")[0] if form == "ustar" else b""
     plain = b"/".join(filter(None, (prefix, head[:100].split(b"\0")[0])))
     name = (records.get("path") or names.name or plain).decode("utf-8", "replace")
+    if len(name) > _LONGEST_NAME:
+        raise Damaged(at(offset), f"a name of {len(name)} characters", _TAR, _COPY)
     large = form == "ustar" and any(head[place] & 0x80 for place in (108, 116, 124))
     form = names.form or ("pax" if records else "gnu" if large else form)
     return Member(name, offset, start, size, kind, owner, form, whole)
