@@ -1,15 +1,19 @@
-"""Archives and compressions as GNU tar, xz, gzip, zstd and 7-Zip's kin make them, read by our own reader."""
+"""Archives and compressions as GNU tar, xz, gzip, bzip2 and zstd make them, read by our own reader."""
 
 from __future__ import annotations
 
+import hashlib
 import subprocess
 from pathlib import Path
+from typing import Any
 
 import pytest
 
+from build import wire
+from build.agent.verbs import inspect
 from build.formats.lib.findings import Damaged
 from build.formats.lib.tar import BLOCK, Archive, is_tar, member_header
-from tests.disks import EPOCH, MIB, chunk, content, opened
+from tests.disks import EPOCH, MIB, chunk, content, opened, usual
 
 pytestmark = pytest.mark.root
 
@@ -72,3 +76,55 @@ def test_sparse_files_in_pax_form_are_named(tmp_path: Path) -> None:
         with pytest.raises(Damaged) as error:
             Archive(reader)
         assert "without its holes in pax form" in error.value.finding.text
+
+
+def look(path: Path) -> dict[str, Any]:
+    request = wire.Inspect(str(path), str(path.parent), content=True)
+    told: dict[str, Any] = wire.dump(inspect.run(request, lambda kind, **fields: None))
+    return told
+
+
+@pytest.mark.parametrize(
+    ("end", "outer", "command"),
+    [
+        ("xz", "xz", "xz -9 -T1"),
+        ("xz", "xz", "xz -0 -T4 --block-size=1MiB"),
+        ("xz", "xz", "xz -6 --check=sha256 --x86 --lzma2=preset=6"),
+        ("gz", "gz", "gzip -9"),
+        ("bz2", "bz2", "bzip2 -1"),
+        ("zst", "zst", "zstd -q -3 --rm"),
+        ("zst", "zst", "zstd -q --long=27 --rm"),
+    ],
+)
+def test_compressions_as_their_own_tools_make_them(
+    end: str, outer: str, command: str, tmp_path: Path
+) -> None:
+    disk = usual(tmp_path / "disk.raw", 8 * MIB)
+    wanted = hashlib.sha256(disk.read_bytes()).hexdigest()
+    subprocess.run([*command.split(), disk], check=True)
+    told = look(tmp_path / f"disk.raw.{end}")
+    assert (told["format"], told["outer"], told["guest_sha256"]) == ("raw", outer, wanted)
+
+
+@pytest.mark.parametrize("pack", ["-z", "-J", "-j", "--zstd"])
+def test_a_disk_as_google_asks_for_it(pack: str, tmp_path: Path) -> None:
+    """Its manual: tar --format=oldgnu -Sczf; the holes are not in the archive."""
+    disk = usual(tmp_path / "disk.raw", 64 * MIB)
+    wanted = hashlib.sha256(disk.read_bytes()).hexdigest()
+    line = ["tar", "--format=oldgnu", "-S", pack, "-cf", "image.tar.gz", "disk.raw"]
+    subprocess.run(line, cwd=tmp_path, check=True)
+    told = look(tmp_path / "image.tar.gz")
+    assert (told["format"], told["virtual_size"], told["guest_sha256"]) == ("gce", 64 * MIB, wanted)
+    texts = [finding["text"] for finding in told["findings"] if finding["severity"] == "error"]
+    assert texts == ["the disk has 67108864 bytes, which is not whole GiB"]
+
+
+def test_a_disk_and_a_text_in_a_tar(tmp_path: Path) -> None:
+    disk = usual(tmp_path / "vm.img", 8 * MIB)
+    wanted = hashlib.sha256(disk.read_bytes()).hexdigest()
+    (tmp_path / "README").write_text("read me\n")
+    for form in ("v7", "gnu", "ustar", "pax"):
+        line = ["tar", f"--format={form}", "-cJf", "vm.tar.xz", "./README", "./vm.img"]
+        subprocess.run(line, cwd=tmp_path, check=True)
+        told = look(tmp_path / "vm.tar.xz")
+        assert (told["format"], told["outer"], told["guest_sha256"]) == ("raw", "xz+tar", wanted)
