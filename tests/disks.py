@@ -37,12 +37,12 @@ def options(row: Format) -> dict[str, Any]:
 
 
 def takes(row: Format) -> bool:
-    """Whether it takes small disks; one that does not brings a round trip of its own."""
+    """Whether it takes small disks as they are; one that does not brings a round trip of its own."""
     try:
-        row.kind.check_size(8 * MIB)
+        (row.check_size or row.kind.check_size)(8 * MIB)
     except Unsupported:
         return False
-    return True
+    return row.rounded(8 * MIB) == 8 * MIB
 
 
 ALL: Mapping[str, Mapping[str, Any]] = {

@@ -370,7 +370,7 @@ def test_help_runs_nothing(inv: Inv, argv: tuple[str, ...], shown: str) -> None:
     ("argv", "what", "hint"),
     [
         (("biuld",), "there is no verb 'biuld'", "did you mean build?"),
-        (("convert.vdi",), "there is no verb 'convert.vdi'", "did you mean convert.vhd?"),
+        (("convert.vhds",), "there is no verb 'convert.vhds'", "did you mean convert.vhd?"),
         (("-H", "h", "nonsense"), "there is no verb 'nonsense'", "see them all: inv --list"),
         (("build", "nonsense"), "there is no verb 'nonsense'", "see them all: inv --list"),
         (("size=300",), "'size=300' is no verb", "to change a setting, write --set size=300"),
