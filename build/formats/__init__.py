@@ -1,4 +1,4 @@
-"""Disk image formats: every module here is one, and says all of it in its KIND and its FORMATS.
+"""Disk image formats: every module here is one, and says all of it in its KIND (or KINDS) and its FORMATS.
 
 They run on the build host, too: standard library beside the pinned compressors.
 """
@@ -28,8 +28,10 @@ FAMILIES: Mapping[str, tuple[str, ...]] = {
     for family in dict.fromkeys(row.family for row in FORMATS.values() if row.family)
 }
 """Names of formats that are asked for as one."""
-KINDS: Mapping[str, Kind] = {module.KIND.name: module.KIND for module in _modules()}
-"""What is read, by name: several formats may share a kind, and of some kinds we write none."""
+KINDS: Mapping[str, Kind] = {
+    kind.name: kind for module in _modules() for kind in getattr(module, "KINDS", None) or (module.KIND,)
+}
+"""What is known, by name: several formats may share a kind, and of some kinds we write none."""
 
 
 def writer(name: str, kind: str) -> Callable[[Target, Options], Writer]:

@@ -33,7 +33,7 @@ MAP = SECTOR
 VIRTUALBOX = "VirtualBox"
 _TITLE = b"<<< Oracle VM VirtualBox Disk Image >>>\n"
 _HEADER = struct.Struct("<64sIIIII256sII16sIQIIII16s16s16s16s16s40x")
-_DYNAMIC, _STATIC = 1, 2
+_DYNAMIC, _STATIC, _DIFFERENCE = 1, 2, 4
 _MOST_BLOCKS = 1 << 24
 """Of a file that we read: a table of 64 MiB."""
 
@@ -144,7 +144,9 @@ class VdiDisk:
         if header.version >> 16 != 1:
             version = f"{header.version >> 16}.{header.version & 0xFFFF}"
             raise Damaged(at(68), f"version {version} is not 1.1", VIRTUALBOX, "open it once in VirtualBox")
-        if header.type not in (_DYNAMIC, _STATIC) or any(header.link) or any(header.parent):
+        if not _DYNAMIC <= header.type <= _DIFFERENCE:
+            raise Damaged(at(76), f"a VDI of the unknown type {header.type}", VIRTUALBOX)
+        if header.type > _STATIC or any(header.link) or any(header.parent):
             raise Damaged(
                 at(76), "this VDI needs its parent disk", "every importer", "clone it to one whole disk"
             )

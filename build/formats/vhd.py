@@ -35,6 +35,8 @@ STAMP = 1262304000 - EPOCH_2000
 an operator's host may have a clock that lags behind the build host's by years."""
 ABSENT = 0xFFFFFFFF
 MOST_BLOCKS = 1 << 21
+_TAIL = 1 << 20
+"""Bytes at the end in which a footer is looked for that is not the last sector."""
 _BAT = 1536
 
 _FOOTER = struct.Struct(">8sIIQI4sI4sQQHBBII16sBB426x")
@@ -252,7 +254,7 @@ class VhdDisk:
             self.bitmap_size = -(-self.header.block_size // SECTOR // 8 // SECTOR) * SECTOR
         else:
             kind = (
-                "needs its parent disk"
+                f"needs its parent disk{self._parent()}"
                 if self.footer.type == 4
                 else f"has the unknown type {self.footer.type}"
             )
@@ -262,6 +264,11 @@ class VhdDisk:
                 "every importer of templates",
                 "export it as one whole disk",
             )
+
+    def _parent(self) -> str:
+        """The parent's name as the dynamic header has it, in words."""
+        name = read_header(self.reader, self.footer.data_offset).parent_name.decode("utf-16-be", "replace")
+        return f" {shown}" if (shown := name.split("\0")[0][:200]) else ""
 
     def piece(self, index: int) -> bytes | None:
         """Guest-visible bytes of a piece; None when no block of it is allocated."""
@@ -287,7 +294,7 @@ class VhdDisk:
         version = f"{footer.creator_version >> 16}.{footer.creator_version & 0xFFFF}"
         facts = {
             "type": "fixed" if self.header is None else "dynamic",
-            "creator": f"{footer.creator.rstrip(bytes(1)).decode('latin-1')} {version}",
+            "creator": f"{_text(footer.creator)} {version}",
             "uuid": str(uuid.UUID(bytes=footer.uuid)),
             "created": time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(footer.timestamp + EPOCH_2000)),
             "geometry": f"{footer.cylinders}/{footer.heads}/{footer.sectors}",
@@ -315,16 +322,35 @@ class VhdDisk:
 
 
 def read_footer(reader: BoundedReader) -> tuple[Footer, int]:
-    """The footer at the end (512 bytes, or 511 as some old tools wrote) or else the copy at the head."""
+    """The footer at the end (512 bytes, or 511 as some old tools wrote), or near it, or the copy at the head."""
     for length in (512, 511):
         if reader.size >= 512:
             raw = reader.read(reader.size - length, length).ljust(512, b"\0")
             if raw.startswith(b"conectix"):
                 return Footer(*_FOOTER.unpack(raw)), reader.size - length
+    if place := _buried_footer(reader):
+        return Footer(*_FOOTER.unpack(reader.read(place, 512))), place
     raw = reader.read(0, 512)
     if raw.startswith(b"conectix"):
         return Footer(*_FOOTER.unpack(raw)), reader.size
     raise Damaged(at(max(reader.size - 512, 0)), "no VHD footer here", "XenServer, Hyper-V")
+
+
+def _buried_footer(reader: BoundedReader) -> int:
+    """Offset of a sound footer that something follows, as a copy in whole blocks leaves it; 0 for none."""
+    tail = min(reader.size, _TAIL) // SECTOR * SECTOR
+    start = reader.size // SECTOR * SECTOR - tail
+    content = reader.read(start, tail)
+    place = content.rfind(b"conectix")
+    raw = content[place : place + 512]
+    if place < 0 or start + place == 0 or place % SECTOR or len(raw) < 512:
+        return 0
+    return start + place if checksum(raw[:64] + bytes(4) + raw[68:]) == raw_checksum(raw) else 0
+
+
+def raw_checksum(raw: bytes) -> int:
+    """The checksum that a footer holds."""
+    return int.from_bytes(raw[64:68], "big")
 
 
 def read_header(reader: BoundedReader, offset: int) -> Header:
@@ -374,9 +400,12 @@ def lint(reader: BoundedReader) -> Iterator[Finding]:
 def _lint_footer(reader: BoundedReader, footer: Footer, end: int) -> Iterator[Finding]:
     raw = reader.read(end if end < reader.size else 0, min(512, reader.size - end) or 512)
     if end == reader.size:
-        yield Finding(
-            "error", at(end), "the footer at the end is missing", XEN, "copy the file again: it is cut off"
-        )
+        text = "the file is cut off: the footer at the end is missing"
+        yield Finding("error", at(end), text, f"{XEN}, Hyper-V", "copy the file again", lossy=True)
+    elif end + 512 < reader.size:
+        text = f"{reader.size - end - 512} bytes follow the footer"
+        fix = f"cut them off: truncate --size={end + 512} FILE"
+        yield Finding("error", at(end + 512), text, f"{XEN}, Hyper-V, Azure", fix)
     elif len(raw) == 511:
         yield Finding(
             "error", at(end), "the footer has 511 bytes instead of 512", XEN, "append one zero byte"
@@ -452,7 +481,7 @@ def _lint_size(footer: Footer, end: int) -> Iterator[Finding]:
         yield Finding(
             "warning",
             at(end + 28),
-            f"creator {footer.creator!r}: QEMU takes the size from the geometry, "
+            f"creator {_text(footer.creator)}: QEMU takes the size from the geometry, "
             f"{math.prod(stored) * SECTOR} bytes instead of {size}",
             "QEMU, KVM",
             "open it with force_size_calc=current_size, or write creator tap",
@@ -479,6 +508,10 @@ def _lint_size(footer: Footer, end: int) -> Iterator[Finding]:
         yield Finding(
             "warning", at(end + 48), f"size {size} is not whole MiB", "Azure", "make the disk whole MiB"
         )
+
+
+def _text(creator: bytes) -> str:
+    return creator.rstrip(b"\0 ").decode("latin-1") or "of no name"
 
 
 def _encode(chs: tuple[int, int, int]) -> int:
@@ -539,17 +572,13 @@ def _lint_bat(disk: VhdDisk, end: int) -> Iterator[Finding]:
             continue
         start = sector * SECTOR
         if start < head:
-            yield Finding(
-                "error", at(table + block * 4), "a block lies over the head of the file", XEN, "convert again"
-            )
+            text = "a block lies over the head of the file"
+            yield Finding("error", at(table + block * 4), text, "every reader", "convert again", lossy=True)
         elif start + span > end:
-            yield Finding(
-                "error",
-                at(table + block * 4),
-                "a block clobbers the footer or lies past it",
-                XEN,
-                "convert again",
-            )
+            if end == disk.reader.size:  # it is cut off, which was said
+                continue
+            text = "a block clobbers the footer or lies past it"
+            yield Finding("error", at(table + block * 4), text, "every reader", "convert again", lossy=True)
         placed.append(sector << 32 | block)
         if len(placed) * span > end:
             yield Finding(
@@ -564,7 +593,9 @@ def _lint_bat(disk: VhdDisk, end: int) -> Iterator[Finding]:
     for low, high in itertools.pairwise(placed):
         if (high >> 32) * SECTOR < (low >> 32) * SECTOR + span:
             where = at(table + (high & ABSENT) * 4)
-            yield Finding("error", where, "a block clobbers another block", XEN, "convert again")
+            yield Finding(
+                "error", where, "a block clobbers another block", "every reader", "convert again", True
+            )
     if any(((entry >> 32) * SECTOR + disk.bitmap_size) % 4096 for entry in placed):
         yield Finding(
             "info", at(table), "blocks are not aligned to 4 KiB", "", "convert again for faster disk access"
@@ -613,7 +644,8 @@ def _recognize(reader: BoundedReader, head: bytes) -> Match:
         return Match.CERTAIN
     # A fixed VHD has its footer alone, at the end; one of 511 bytes was written by Virtual PC before 2004.
     end = reader.read(reader.size - SECTOR, SECTOR) if reader.size >= SECTOR else b""
-    return Match.LIKELY if b"conectix" in (end[:8], end[1:9]) else Match.NO
+    known = b"conectix" in (end[:8], end[1:9]) or _buried_footer(reader)
+    return Match.LIKELY if known else Match.NO
 
 
 def _write(target: Target, options: Options) -> VhdWriter:

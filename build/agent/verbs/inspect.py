@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
 
@@ -13,10 +13,9 @@ from build.agent.events import Emit
 from build.agent.guest import media
 from build.agent.image import Image, bounded
 from build.formats import raw
-from build.formats.lib import partitions, pieces, unwrap
+from build.formats.lib import names, partitions, pieces, unwrap
 from build.formats.lib.errors import Unsupported
 from build.formats.lib.findings import Damaged, Finding, collect
-from build.formats.lib.format import Kind
 from build.formats.lib.inner import Inner
 from build.formats.lib.reader import BoundedReader
 
@@ -71,7 +70,7 @@ def _look(file: Image, request: wire.Inspect, emit: Emit) -> Report:
         _look_inside(file, disks, request, emit, report)
     else:
         _look_at(file, request, report)
-    report.add(collect(_lint_name(file.name, file.kind)))
+    report.add(collect(names.lint(file.name, file.kind)))
     return report
 
 
@@ -131,15 +130,3 @@ def _look_inside(
 def _described(disk: Inner, found: Image, report: Report) -> str:
     size = "of unknown size" if report.virtual_size is None else f"{report.virtual_size} bytes"
     return f"{disk.name[:60]} ({found.kind.name}, {size})"
-
-
-def _lint_name(name: str, kind: Kind) -> Iterator[Finding]:
-    """CloudStack goes by the name: it refuses a template whose suffix is not the format's."""
-    if kind.suffix and not name.lower().endswith(f".{kind.suffix}"):
-        yield Finding(
-            "warning",
-            f"name {name[:80]!r}",
-            f"a {kind.name} file that is not called *.{kind.suffix}",
-            "CloudStack",
-            f"rename it to end in .{kind.suffix}",
-        )

@@ -1,0 +1,203 @@
+"""What people take for an image and is none that is read here: named for what it is, with the way on.
+
+Signatures from the programs' own sources and from the table of file(1): QEMU's block drivers (qed.c,
+parallels.c, qcow.c, bochs.c, cloop.c, dmg.c), Proxmox's vma_spec.txt, cryptsetup's LUKS formats, ECMA-119
+(ISO 9660), VMware's SESparse as QEMU's vmdk.c reads it, Android's sparse_format.h.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import partial
+
+from build.formats.lib.findings import Damaged, Finding
+from build.formats.lib.format import Format, Kind, Match, unwritten
+from build.formats.lib.pieces import Disk
+from build.formats.lib.places import PLACES
+from build.formats.lib.reader import BoundedReader
+
+_QEMU = "convert it first: qemu-img convert -O qcow2 FILE NEW.qcow2"
+_UNPACK = "unpack it, and give the image in it"
+_DOWNLOAD = "the download failed: look at what it says, and fetch the image again"
+_END = -512
+"""Offset of the last sector."""
+_BOOT = b"\x55\xaa"
+
+
+@dataclass(frozen=True)
+class Foreign:
+    """One thing that is no image for us."""
+
+    name: str
+    called: str
+    """With its article, as people say it."""
+    way: str
+    """What to do with it."""
+    signatures: tuple[tuple[int, bytes], ...] = ()
+    """Any of them tells it; offsets in bytes."""
+    is_it: Callable[[bytes], bool] | None = None
+    """Tells it by the first bytes, where no signature does."""
+
+
+def _begins(*starts: bytes) -> Callable[[bytes], bool]:
+    """Whether a text begins so, in any case, behind blanks and a byte order mark."""
+
+    def is_it(head: bytes) -> bool:
+        text = head.removeprefix(b"\xef\xbb\xbf").lstrip().lower()
+        return _is_text(head) and text.startswith(starts)
+
+    return is_it
+
+
+def _is_text(head: bytes) -> bool:
+    if not head or any(byte < 32 and byte not in b"\t\n\f\r\x1b" for byte in head):
+        return False
+    try:
+        head[: len(head) - 3].decode("utf-8")  # the last character may be cut off
+    except UnicodeDecodeError:
+        return False
+    return True
+
+
+def _is_program(head: bytes) -> bool:
+    return head.startswith(b"MZ") and head[510:512] != _BOOT
+
+
+TABLE = (
+    Foreign("qed", "a QED image of QEMU", _QEMU, ((0, b"QED\0"),)),
+    Foreign("qcow1", "a QCOW image of version 1", _QEMU, ((0, b"QFI\xfb\0\0\0\1"),)),
+    Foreign(
+        "parallels",
+        "a disk of Parallels",
+        _QEMU,
+        ((0, b"WithoutFreeSpace"), (0, b"WithouFreSpacExt")),
+    ),
+    Foreign("bochs", "a disk of Bochs", _QEMU, ((0, b"Bochs Virtual HD Image"),)),
+    Foreign("cloop", "a compressed loop image", _QEMU, ((0, b"#!/bin/sh\n#V2.0 Format"),)),
+    Foreign("dmg", "a disk image of macOS", _QEMU, ((_END, b"koly"),)),
+    Foreign(
+        "sesparse",
+        "a snapshot of a VMware disk (SESparse)",
+        "export the machine as OVF, or clone the disk to a whole one (vmkfstools -i)",
+        ((0, b"\xbe\xba\xfe\xca\0\0\0\0"),),
+    ),
+    Foreign(
+        "vma",
+        "a backup of Proxmox VE",
+        "extract its disks: vma extract FILE FOLDER",
+        ((0, b"VMA\0"),),
+    ),
+    Foreign(
+        "luks",
+        "an encrypted volume (LUKS)",
+        "open it with its key (cryptsetup open) and give what is inside",
+        ((0, b"LUKS\xba\xbe"),),
+    ),
+    Foreign(
+        "iso",
+        "a CD or DVD image (ISO 9660)",
+        "install from it in a machine, and give that machine's disk",
+        ((32769, b"CD001"), (32769, b"NSR0"), (32769, b"BEA01")),
+    ),
+    Foreign("squashfs", "a file system image (SquashFS)", "give a whole disk", ((0, b"hsqs"), (0, b"sqsh"))),
+    Foreign("wim", "a Windows image (WIM)", "apply it to a disk first", ((0, b"MSWIM\0\0\0"),)),
+    Foreign(
+        "android-sparse",
+        "a sparse image of Android",
+        "expand it first: simg2img FILE NEW.raw",
+        ((0, b"\x3a\xff\x26\xed"),),
+    ),
+    Foreign("nvram", "a firmware's settings of VMware (NVRAM)", "give the machine's disk", ((0, b"MRVN"),)),
+    Foreign("7z", "a 7z archive", _UNPACK, ((0, b"7z\xbc\xaf\x27\x1c"),)),
+    Foreign("rar", "a RAR archive", _UNPACK, ((0, b"Rar!\x1a\x07"),)),
+    Foreign("cab", "a cabinet archive", _UNPACK, ((0, b"MSCF\0\0\0\0"),)),
+    Foreign("lz4", "a file packed by lz4", _UNPACK, ((0, b"\x04\x22\x4d\x18"), (0, b"\x02\x21\x4c\x18"))),
+    Foreign("lzip", "a file packed by lzip", _UNPACK, ((0, b"LZIP\1"),)),
+    Foreign("lzop", "a file packed by lzop", _UNPACK, ((0, b"\x89LZO\0\r\n\x1a\n"),)),
+    Foreign("lzma", "a file packed as .lzma", _UNPACK, ((0, b"\x5d\0\0\x80\0\xff\xff\xff\xff"),)),
+    Foreign("ar", "an ar archive, as a Debian package is", "give an image", ((0, b"!<arch>\n"),)),
+    Foreign("rpm", "an RPM package", "give an image", ((0, b"\xed\xab\xee\xdb"),)),
+    Foreign("cpio", "a cpio archive", _UNPACK, ((0, b"070701"), (0, b"070702"))),
+    Foreign("elf", "a program or kernel (ELF)", "give an image", ((0, b"\x7fELF"),)),
+    Foreign("pe", "a program of Windows or an EFI program", "give an image", is_it=_is_program),
+    Foreign("pdf", "a PDF document", "give an image", ((0, b"%PDF-"),)),
+    Foreign(
+        "picture", "a picture", "give a disk image", ((0, b"\x89PNG\r\n"), (0, b"\xff\xd8\xff"), (0, b"GIF8"))
+    ),
+    Foreign("torrent", "a torrent", "fetch what it names", ((0, b"d8:announce"), (0, b"d10:created by"))),
+    Foreign(
+        "git-lfs",
+        "a pointer of Git LFS",
+        "fetch the file itself: git lfs pull",
+        ((0, b"version https://git-lfs"),),
+    ),
+    Foreign(
+        "ovf",
+        "an OVF descriptor alone",
+        "pack it with its disks: tar --format=ustar -cf NEW.ova FILE.ovf DISK.vmdk",
+        is_it=lambda head: _is_text(head) and b"<?xml" in head[:64] and b"Envelope" in head,
+    ),
+    Foreign("html", "a web page", _DOWNLOAD, is_it=_begins(b"<!doctype html", b"<html", b"<head", b"<body")),
+    Foreign("xml", "an XML text, as stores answer errors", _DOWNLOAD, is_it=_begins(b"<?xml", b"<error")),
+    Foreign("json", "a JSON text, as services answer errors", _DOWNLOAD, is_it=_begins(b"{", b"[{")),
+    Foreign("text", "a text, as a checksum file is", "give the image itself", is_it=_is_text),
+)
+"""The first that fits is it."""
+
+
+def found(reader: BoundedReader, head: bytes) -> Foreign | None:
+    """What of the table a file is; `head` is its beginning."""
+    for row in TABLE:
+        if any(_has(reader, offset, wanted) for offset, wanted in row.signatures) or (
+            row.is_it and row.is_it(head)
+        ):
+            return row
+    return None
+
+
+def _has(reader: BoundedReader, offset: int, wanted: bytes) -> bool:
+    place = offset if offset >= 0 else reader.size + offset
+    return 0 <= place <= reader.size - len(wanted) and reader.read(place, len(wanted)) == wanted
+
+
+def _recognize(row: Foreign, reader: BoundedReader, head: bytes) -> Match:
+    return Match.CERTAIN if found(reader, head) is row else Match.NO
+
+
+def _finding(row: Foreign) -> Finding:
+    refused = [place.names[0] for place in PLACES.values() if row.name not in place.takes]
+    whom = "every importer" if len(refused) == len(PLACES) else ", ".join(refused)
+    return Finding("error", "file", f"this is {row.called}, which is not imported as it is", whom, row.way)
+
+
+def _lint(row: Foreign, reader: BoundedReader) -> Iterator[Finding]:
+    yield _finding(row)
+
+
+def _read(row: Foreign, reader: BoundedReader) -> Disk:
+    damage = Damaged("file", f"this is {row.called}")
+    damage.finding = _finding(row)
+    raise damage
+
+
+def _nothing(size: int) -> None:
+    """Nothing is written in these formats."""
+
+
+def _kind(row: Foreign) -> Kind:
+    return Kind(
+        name=row.name,
+        suffix="",
+        version=0,
+        driver="",
+        recognize=partial(_recognize, row),
+        write=unwritten,
+        read=partial(_read, row),
+        lint=partial(_lint, row),
+        check_size=_nothing,
+    )
+
+
+KINDS = tuple(map(_kind, TABLE))
+FORMATS: tuple[Format, ...] = ()
