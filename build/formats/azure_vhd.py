@@ -10,6 +10,7 @@ from typing import BinaryIO
 from build.formats import vhd
 from build.formats.lib.errors import Unsupported
 from build.formats.lib.format import Format, Machine, Options, Target
+from build.formats.lib.vhd import make_footer
 from build.formats.lib.writer import Units, put
 from build.formats.raw import RawWriter
 
@@ -43,7 +44,7 @@ class FixedWriter:
 
     def close(self, seed: str) -> None:
         """Write the footer."""
-        put(self.file, self.size, vhd.make_footer(self.size, "hyperv", seed, fixed=True))
+        put(self.file, self.size, make_footer(self.size, "hyperv", seed, fixed=True))
 
 
 def _write(target: Target, options: Options) -> FixedWriter:

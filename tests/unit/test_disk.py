@@ -12,7 +12,7 @@ from build import disk
 from build.engine.plan import Step, digest
 from build.engine.resolution import Resolution
 from build.engine.settings import Loaded, Settings, load
-from build.formats import vhd
+from build.formats.lib import vhd
 
 
 def step(**values: Any) -> Step:

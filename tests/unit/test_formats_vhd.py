@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from build.formats import vhd
+from build.formats.lib import vhd
 from tests.disks import MIB, errors, lint, make, one, patch, usual
 
 SIZE = 304 * MIB
