@@ -16,6 +16,7 @@ import contextlib
 import fcntl
 import json
 import os
+import re
 import secrets
 import socket
 import stat
@@ -277,8 +278,15 @@ YOUNG = 60.0
 """Seconds in which a folder's maker may not have come to lock it."""
 
 
+_ASIDE = re.compile(r"\..+\.[0-9a-f]{8}\.part")
+"""Names that `drop` gives."""
+
+
 def sweep(place: BuildPaths) -> None:
-    """Remove folders of work whose process is gone."""
+    """Remove folders of work whose process is gone, and what lost its name and was not removed in time."""
+    if not is_locked(place.location):
+        found = [*place.location.glob(".*.part"), *place.store.glob(".*.part")]
+        sandbox.remove(place, *(path for path in found if _ASIDE.fullmatch(path.name)))
     for found in (path for pattern in SCRATCH for path in place.location.glob(pattern)):
         with contextlib.suppress(OSError):
             status = found.lstat()

@@ -6,6 +6,7 @@ of 2 MiB, an empty log and two identical region tables; everything but the paylo
 
 from __future__ import annotations
 
+import functools
 import struct
 import uuid
 from array import array
@@ -28,6 +29,8 @@ BLOCK = pieces.PIECE
 LARGEST = 64 << 40
 LARGEST_FILE = 65 << 40
 """Bytes of the largest disk and of any tables around it."""
+_WINDOW = 1 << 16
+"""Entries of the block table that are read at once."""
 _KNOWN = 16
 """Bytes of the longest metadata item that we look at."""
 HEADERS = (64 * KIB, 128 * KIB)
@@ -195,7 +198,8 @@ class VhdxDisk:
         needed = _entries(blocks, self.ratio) * 8
         if needed > length:
             raise Damaged(at(start), f"the block table has {length} bytes, the disk needs {needed}", HYPERV)
-        self.bat = read_words("Q", self.reader.read(start, needed), "little")
+        self.entries = needed // 8
+        self.window = functools.lru_cache(maxsize=64)(self._read_window)
 
     def _read_parameters(self) -> None:
         start = self.regions[METADATA][0]
@@ -219,10 +223,26 @@ class VhdxDisk:
         if not 0 < self.size <= LARGEST or self.size % self.sector:
             raise Damaged(at(start), f"virtual size {self.size} is not possible", HYPERV)
 
+    def _read_window(self, number: int) -> array[int]:
+        """So many entries of the block table, which may have half a GiB in all; empty when all are zero."""
+        start = number * _WINDOW
+        raw = self.reader.read(self.regions[BAT][0] + 8 * start, 8 * min(_WINDOW, self.entries - start))
+        return array("Q") if pieces.is_zero(raw) else read_words("Q", raw, "little")
+
     def entry(self, block: int) -> tuple[int, int]:
         """State and file offset of a payload block."""
-        value = self.bat[block + block // self.ratio]
+        number, place = divmod(block + block // self.ratio, _WINDOW)
+        window = self.window(number)
+        value = window[place] if window else ABSENT
         return value & 7, value >> 20 << 20
+
+    def stored(self) -> Iterator[tuple[int, int, int]]:
+        """Number, state and file offset of every payload block that has an entry."""
+        step = self.ratio + 1  # a sector bitmap's follows the entries of its blocks
+        for number in range(-(-self.entries // _WINDOW)):
+            for place, value in enumerate(self._read_window(number), number * _WINDOW):
+                if value and place % step != self.ratio:
+                    yield place - place // step, value & 7, value >> 20 << 20
 
     def facts(self) -> dict[str, str]:
         """Creator, id and block size."""
@@ -315,14 +335,6 @@ def lint(reader: BoundedReader) -> Iterator[Finding]:
                 "error", at(offset), "a region table is damaged", f"{HYPERV}, QEMU", "copy the file again"
             )
     disk = VhdxDisk(reader)
-    if reader.size % MIB:
-        yield Finding(
-            "warning",
-            at(reader.size),
-            "the file is not whole MiB",
-            HYPERV,
-            "copy the file again: it is cut off",
-        )
     yield from _lint_bat(disk)
 
 
@@ -330,8 +342,7 @@ def _lint_bat(disk: VhdxDisk) -> Iterator[Finding]:
     start = disk.regions[BAT][0]
     heads = [(0, MIB), (disk.header.log_offset, disk.header.log_length), *disk.regions.values()]
     taken = bytearray(disk.reader.size // MIB + 1)
-    for block in range(-(-disk.size // disk.block_size)):
-        state, offset = disk.entry(block)
+    for block, state, offset in disk.stored():
         if state < 4:
             continue
         where = at(start + 8 * (block + block // disk.ratio))
@@ -346,13 +357,17 @@ def _lint_bat(disk: VhdxDisk) -> Iterator[Finding]:
                 "a block lies past the end of the file",
                 f"{HYPERV}, QEMU",
                 "copy the file again",
+                lossy=True,
             )
             continue
         if any(offset < low + length and low < offset + disk.block_size for low, length in heads):
-            yield Finding("error", where, "a block lies over the file's own tables", HYPERV, "convert again")
+            text = "a block lies over the file's own tables"
+            yield Finding("error", where, text, HYPERV, "convert again", lossy=True)
         span = slice(offset // MIB, (offset + disk.block_size) // MIB)
         if any(taken[span]):
-            yield Finding("error", where, "a block clobbers another block", HYPERV, "convert again")
+            yield Finding(
+                "error", where, "a block clobbers another block", HYPERV, "convert again", lossy=True
+            )
         taken[span] = b"\1" * (span.stop - span.start)
 
 

@@ -39,6 +39,10 @@ Adapter = Literal["lsilogic", "buslogic", "pvscsi", "ide"]
 _HEADER = struct.Struct("<4sIIQQQQIQQQB4sH433x")
 _MARKER = struct.Struct("<QII496x")
 _GRAIN = struct.Struct("<QI")
+_EXTENT = re.compile(
+    r"^[ \t]*(?:RW|RDONLY|NOACCESS)[ \t]+([0-9]{1,18})[ \t]+[A-Z]", re.MULTILINE | re.IGNORECASE
+)
+"""A line of the descriptor that names a part of the disk, and its length in sectors."""
 _PER_GROUP = PER_TABLE * GRAIN // pieces.PIECE
 
 
@@ -219,6 +223,7 @@ class VmdkDisk:
     reader: BoundedReader
 
     def __post_init__(self) -> None:
+        _refuse_other_files(self.reader)
         self.head = read_header(self.reader, 0)
         self.header = self.head
         if self.head.directory == AT_END:
@@ -275,20 +280,20 @@ class VmdkDisk:
         values = self.descriptor()
         return {
             "version": str(self.head.version),
-            "type": values.get("createType", "unknown"),
-            "adapter": values.get("ddb.adapterType", "unknown"),
-            "content id": values.get("CID", "none"),
+            "type": values.get("createtype", "unknown"),
+            "adapter": values.get("ddb.adaptertype", "unknown"),
+            "content id": values.get("cid", "none"),
             "tables": "at the end" if self.head.directory == AT_END else "in front",
         }
 
     def descriptor(self) -> dict[str, str]:
-        """Keys and values of the embedded descriptor."""
+        """Keys, in small letters, and values of the embedded descriptor."""
         head = self.head
         if not head.descriptor or head.descriptor_size > 2048:
             return {}
         raw = self.reader.read(head.descriptor * SECTOR, head.descriptor_size * SECTOR)
         lines = (line.partition("=") for line in raw.rstrip(b"\0").decode("latin-1").splitlines())
-        return {key.strip(): value.strip().strip('"')[:200] for key, _, value in lines}
+        return {key.strip().lower(): value.strip().strip('"').strip()[:200] for key, _, value in lines}
 
     def piece(self, index: int) -> bytes | None:
         """Guest-visible bytes of a piece; None when no grain of it is stored."""
@@ -321,23 +326,32 @@ def _words(reader: BoundedReader, offset: int, count: int) -> array[int]:
     return read_words("I", reader.read(offset, count * 4), "little")
 
 
-def lint(reader: BoundedReader) -> Iterator[Finding]:
-    """Walk the whole stream as ESXi does; QEMU's check and libvmdk read the tables only."""
+def _refuse_other_files(reader: BoundedReader) -> None:
+    """Raise Damaged for a VMDK whose disk lies in other files, or in another form."""
     start = reader.read(0, min(reader.size, SECTOR))
-    if start.startswith((b"# Disk Descriptor", b"# disk descriptor")):
-        yield Finding(
-            "error",
+    if start.lower().startswith(b"# disk descriptor"):
+        raise Damaged(
             at(0),
             "this is a descriptor alone, its extents are other files",
             "every importer",
             "convert the extents' disk to streamOptimized",
         )
-        return
     if start.startswith(b"COWD"):
-        yield Finding(
-            "error", at(0), "this is an ESX 2 sparse extent (COWD)", ESXI, "convert it to streamOptimized"
-        )
-        return
+        text = "this is an ESX 2 sparse extent (COWD)"
+        raise Damaged(at(0), text, "every importer", "clone the disk to a whole one (vmkfstools -i)")
+    if start.startswith(b"KDMV") and len(start) == SECTOR:
+        header = Header(*_HEADER.unpack(start))
+        if not header.descriptor and not header.flags & COMPRESSED:
+            raise Damaged(
+                at(28),
+                "this is one piece of a split VMDK: its descriptor and the other pieces are other files",
+                "every importer",
+                "convert the whole disk, by its descriptor: qemu-img convert -O raw NAME.vmdk NEW.raw",
+            )
+
+
+def lint(reader: BoundedReader) -> Iterator[Finding]:
+    """Walk the whole stream as ESXi does; QEMU's check and libvmdk read the tables only."""
     disk = VmdkDisk(reader)
     yield from _lint_header(disk)
     yield from _lint_descriptor(disk)
@@ -352,8 +366,8 @@ def _lint_header(disk: VmdkDisk) -> Iterator[Finding]:
             "error",
             at(8),
             "this sparse VMDK is not streamOptimized",
-            ESXI,
-            "convert it: ESXi imports streamOptimized only",
+            f"{ESXI}, AWS",
+            "convert it: inv convert.vmdk --from FILE",
         )
     elif head.version != 3:
         yield Finding(
@@ -403,25 +417,21 @@ def _lint_descriptor(disk: VmdkDisk) -> Iterator[Finding]:
         yield Finding(
             "error", where, "the descriptor does not begin with its title line", ESXI, "convert again"
         )
-    if values.get("CID", "ffffffff").lower() in ("ffffffff", "fffffffe"):
+    if values.get("cid", "ffffffff").lower() in ("ffffffff", "fffffffe"):
         yield Finding("error", where, "the descriptor has no content id", ESXI, "write a CID")
-    if disk.compressed and values.get("createType") != "streamOptimized":
-        yield Finding(
-            "error", where, f"createType {values.get('createType')!r}", ESXI, "write streamOptimized"
-        )
-    if values.get("parentCID", "ffffffff").lower() != "ffffffff":
+    created = values.get("createtype", "")
+    if disk.compressed and created.lower() != "streamoptimized":
+        text = f"the createType is {created}" if created else "the descriptor has no createType"
+        yield Finding("error", where, text, ESXI, "write streamOptimized")
+    if values.get("parentcid", "ffffffff").lower() != "ffffffff":
         yield Finding("error", where, "the disk needs a parent disk", ESXI, "export it as one whole disk")
-    sizes = [int(size) for size in re.findall(r"^RW ([0-9]{1,18}) SPARSE ", text, re.MULTILINE)]
-    if sizes != [head.capacity]:
-        yield Finding(
-            "error",
-            where,
-            f"the descriptor's extents {sizes} are not the capacity {head.capacity}",
-            ESXI,
-            "convert again",
-        )
-    adapter = values.get("ddb.adapterType", "")
-    if adapter == "ide":
+    sizes = [int(size) for size in _EXTENT.findall(text)]
+    if sum(sizes) != head.capacity:
+        named = f"extents of {sum(sizes)} sectors" if sizes else "no extent"
+        text = f"the descriptor names {named}, the disk has {head.capacity} sectors"
+        yield Finding("error", where, text, ESXI, "convert again")
+    adapter = values.get("ddb.adaptertype", "")
+    if adapter.lower() == "ide":
         yield Finding(
             "warning",
             where,
@@ -429,23 +439,21 @@ def _lint_descriptor(disk: VmdkDisk) -> Iterator[Finding]:
             "vCenter with a SCSI controller in the OVF",
             "write lsilogic",
         )
-    elif adapter not in ("lsilogic", "buslogic", "legacyESX"):
-        yield Finding(
-            "warning", where, f"the adapter {adapter!r} is not one VMware names", ESXI, "write lsilogic"
-        )
+    elif adapter.lower() not in ("lsilogic", "buslogic", "legacyesx"):
+        text = f"the adapter {adapter} is not one that VMware names" if adapter else "no adapter is named"
+        yield Finding("warning", where, text, "", "write lsilogic")
 
 
 def _walk(disk: VmdkDisk) -> Iterator[Finding]:
     """Follow the stream from grain to grain to its end mark, and compare the tables with what it holds."""
-    reader, position = disk.reader, disk.header.overhead
+    reader, position = disk.reader, disk.head.overhead
     seen: dict[int, int] = {}
-    last, ended, tables = -1, False, 0
+    last, ended = -1, False
     while not ended:
         offset = position * SECTOR
         if offset + SECTOR > reader.size:
-            yield Finding(
-                "error", at(reader.size), "the stream has no end mark", ESXI, "append a sector of zeros"
-            )
+            text = "the stream has no end mark"
+            yield Finding("error", at(reader.size), text, ESXI, "append a sector of zeros")
             return
         count, length, kind = _MARKER.unpack(reader.read(offset, SECTOR))
         position += 1
@@ -460,21 +468,17 @@ def _walk(disk: VmdkDisk) -> Iterator[Finding]:
                 yield Finding("error", at(offset), "grains are not in rising order", ESXI, "convert again")
             last = max(last, grain)
             if disk.grain_at(grain) != offset // SECTOR:
-                yield Finding(
-                    "error",
-                    at(offset),
-                    "the grain table does not name a stored grain",
-                    f"{ESXI}, QEMU",
-                    "convert again",
-                )
+                text = "the grain table does not name a stored grain"
+                yield Finding("error", at(offset), text, f"{ESXI}, QEMU", "convert again", lossy=True)
             disk.read_grain(grain, offset // SECTOR)
             position += -(-(_GRAIN.size + length) // SECTOR) - 1
             seen[grain // disk.header.per_table] = seen.get(grain // disk.header.per_table, 0) + 1
             continue
         if kind == EOS:
             ended = True
+        elif kind == FOOTER and disk.head.directory == AT_END:
+            position = reader.size // SECTOR - 1  # that is where readers look for it, whatever lies between
         elif kind in (TABLE, DIRECTORY, FOOTER):
-            tables += kind == TABLE
             position += count
         else:
             raise Damaged(at(offset), f"a marker of the unknown type {kind}", ESXI)
@@ -505,6 +509,7 @@ def _lint_tables(disk: VmdkDisk, seen: dict[int, int]) -> Iterator[Finding]:
                 f"a grain table names {named} grains, the stream holds {seen.get(group, 0)}",
                 f"{ESXI}, QEMU",
                 "convert again",
+                lossy=True,
             )
 
 

@@ -292,7 +292,9 @@ def test_a_link_for_a_lock_empties_nothing(tmp_path: Path) -> None:
 
 def test_the_next_build_sweeps_what_has_no_owner(tmp_path: Path) -> None:
     left, young = tmp_path / ".run-left", tmp_path / ".probe-young"
-    for folder in (left, young):
+    nameless = [tmp_path / ".debs.0123abcd.part", tmp_path / "cache/root/.tweak-key.89abcdef.part"]
+    making = tmp_path / ".tiny.img.part"
+    for folder in (left, young, making, *nameless):
         (folder / "deep").mkdir(parents=True)
     long_ago = time.time() - 1000
     os.utime(left, (long_ago, long_ago))
@@ -304,6 +306,8 @@ def test_the_next_build_sweeps_what_has_no_owner(tmp_path: Path) -> None:
         assert mine.is_dir()
     assert not left.exists()
     assert young.exists()
+    assert making.exists()
+    assert not any(folder.exists() for folder in nameless)
 
 
 def test_an_image_of_rebuilt_layers_is_the_same(tiny: Built) -> None:

@@ -86,7 +86,7 @@ def test_a_vmdk_descriptor_whose_extent_is_no_number(disk: Path, tmp_path: Path)
     raw = path.read_bytes()
     place = raw.index(b"RW 16384 SPARSE")
     patch(path, place + 3, b"\xb2    ")
-    assert "the descriptor's extents [] are not the capacity 16384" in texts(path)
+    assert "the descriptor names no extent, the disk has 16384 sectors" in texts(path)
 
 
 @pytest.mark.parametrize("field", [b"-5", b"+5", b"0o17", b"1_0", b"8", b"\xb2", b"5 5", b"\x80\0\0\0\5"])

@@ -121,7 +121,9 @@ def append(content: bytes) -> Callable[[Path], None]:
         pytest.param(truncate(65536), "no VMDK footer", id="cut off"),
         pytest.param(append(bytes(512)), "no VMDK footer", id="bytes after the end"),
         pytest.param(
-            lambda path: patch(path, 12, struct.pack("<Q", 98304 + 128)), "capacity", id="capacity lies"
+            lambda path: patch(path, 12, struct.pack("<Q", 98304 + 128)),
+            "the disk has 98432",
+            id="capacity lies",
         ),
         pytest.param(lambda path: patch(path, 0, b"COWD"), "COWD", id="old extent"),
         pytest.param(
