@@ -285,8 +285,8 @@ _ASIDE = re.compile(r"\..+\.[0-9a-f]{8}\.part")
 def sweep(place: BuildPaths) -> None:
     """Remove folders of work whose process is gone, and what lost its name and was not removed in time."""
     if not is_locked(place.location):
-        found = [*place.location.glob(".*.part"), *place.store.glob(".*.part")]
-        sandbox.remove(place, *(path for path in found if _ASIDE.fullmatch(path.name)))
+        aside = [*place.location.glob(".*.part"), *place.store.glob(".*.part")]
+        sandbox.remove(place, *(path for path in aside if _ASIDE.fullmatch(path.name)))
     for found in (path for pattern in SCRATCH for path in place.location.glob(pattern)):
         with contextlib.suppress(OSError):
             status = found.lstat()

@@ -17,6 +17,7 @@ from build.formats.lib.findings import Damaged, Finding
 from build.formats.lib.format import Format, Kind, Machine, Match, Options, Target
 from build.formats.lib.inner import Inner
 from build.formats.lib.pieces import Disk
+from build.formats.lib.qcow2 import Qcow2Disk
 from build.formats.lib.reader import BoundedReader
 from build.formats.lib.tar import BLOCK, RECORD, Archive, is_tar, member_header, padded
 from build.formats.lib.writer import Shifted, Units, Writer, put
@@ -133,7 +134,7 @@ def read(reader: BoundedReader) -> Disk:
     window = disk.whole
     if window is None:
         raise Damaged(disk.name, "the disk does not lie in the box byte by byte", VAGRANT, "unpack the box")
-    return (qcow2.Qcow2Disk if disk.name.endswith(IMAGE) else vmdk.VmdkDisk)(window)
+    return (Qcow2Disk if disk.name.endswith(IMAGE) else vmdk.VmdkDisk)(window)
 
 
 def lint(reader: BoundedReader) -> Iterator[Finding]:

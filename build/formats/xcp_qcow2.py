@@ -16,9 +16,9 @@ from typing import BinaryIO
 from build.formats import qcow2
 from build.formats.lib import pieces
 from build.formats.lib.format import Format, Machine, Options, Target
+from build.formats.lib.qcow2 import CLUSTER, COPIED, PER_L2
 from build.formats.lib.words import pack_words
 from build.formats.lib.writer import Units, put
-from build.formats.qcow2 import CLUSTER, COPIED, PER_L2
 
 PER_BLOCK = CLUSTER // 2
 """Refcounts of 16 bits in a cluster."""

@@ -19,7 +19,7 @@ from build.formats.lib import codec, outer, pieces
 from build.formats.lib.errors import Unsupported
 from build.formats.lib.findings import Damaged
 from build.formats.lib.pieces import Disk
-from build.formats.qcow2 import Qcow2Disk
+from build.formats.lib.qcow2 import Qcow2Disk
 from tests.disks import MIB, ask, spec, usual
 
 SPECS = [spec("vhd"), spec("qcow2"), spec("vmdk", "gz")]
