@@ -152,7 +152,7 @@ def lint(reader: BoundedReader) -> Iterator[Finding]:
         yield Finding("error", METADATA, "it names no provider", VAGRANT, 'write {"provider": "libvirt"}')
         return
     if provider == "libvirt":
-        yield from _lint_libvirt(told, names)
+        yield from _lint_libvirt(archive, told, names)
     elif provider == "virtualbox" and OVF not in names:
         yield Finding("error", "archive", f"no {OVF} in the box", VAGRANT, "export the machine as box.ovf")
     if VAGRANTFILE not in names:
@@ -160,7 +160,7 @@ def lint(reader: BoundedReader) -> Iterator[Finding]:
         yield Finding("warning", "archive", text, "Vagrant with VirtualBox", fix)
 
 
-def _lint_libvirt(told: dict[str, Any], names: dict[str, Any]) -> Iterator[Finding]:
+def _lint_libvirt(archive: Archive, told: dict[str, Any], names: dict[str, Any]) -> Iterator[Finding]:
     several = told.get("disks")
     if not several and told.get("format") != "qcow2":
         yield Finding("error", METADATA, "the format is not qcow2", VAGRANT, 'write "format": "qcow2"')
@@ -168,6 +168,9 @@ def _lint_libvirt(told: dict[str, Any], names: dict[str, Any]) -> Iterator[Findi
         yield Finding("error", METADATA, "virtual_size is no number", VAGRANT, "write it in whole GiB")
     if not several and IMAGE not in names:
         yield Finding("error", "archive", f"no {IMAGE} in the box", VAGRANT, f"call the disk {IMAGE}")
+    elif not several and archive.inner(names[IMAGE]).head(4) != b"QFI\xfb":
+        text = f"{IMAGE} is no QCOW2, as the box says"
+        yield Finding("error", IMAGE, text, VAGRANT, "copy the box again", lossy=True)
 
 
 def _recognize(reader: BoundedReader, head: bytes) -> Match:
