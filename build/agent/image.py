@@ -13,7 +13,7 @@ from typing import BinaryIO
 
 from build.agent.events import Emit, Failure
 from build.agent.guest import media
-from build.formats import KINDS, raw, recognize
+from build.formats import KINDS, foreign, raw, recognize
 from build.formats.lib import partitions, pieces, unwrap
 from build.formats.lib.errors import Unsupported
 from build.formats.lib.findings import Damaged, Finding, collect
@@ -230,6 +230,9 @@ def _lone_image(reader: BoundedReader, name: str) -> Inner:
 def _is_image(file: Inner) -> bool:
     """Whether a file in a tar is a disk image: by its content, or, when that may be anything, by its name."""
     window = file.whole
-    if window and (unwrap.recognize(window) or recognize(window) is not raw.KIND):
+    kind = recognize(window) if window else raw.KIND
+    if kind in foreign.KINDS:
+        return False
+    if window and (unwrap.recognize(window) or kind is not raw.KIND):
         return True
     return file.name.lower().endswith(RAW_NAMES) or file.head(SECTOR)[510:] == BOOT

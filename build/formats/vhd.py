@@ -394,8 +394,10 @@ def _recognize(reader: BoundedReader, head: bytes) -> Match:
         return Match.CERTAIN
     # A fixed VHD has its footer alone, at the end; one of 511 bytes was written by Virtual PC before 2004.
     end = reader.read(reader.size - SECTOR, SECTOR) if reader.size >= SECTOR else b""
-    known = b"conectix" in (end[:8], end[1:9]) or buried_footer(reader)
-    return Match.LIKELY if known else Match.NO
+    if b"conectix" in (end[:8], end[1:9]):
+        return Match.LIKELY
+    # Something may follow it; but a VHD also lies so at the end of an archive.
+    return Match.FALLBACK if buried_footer(reader) else Match.NO
 
 
 def _write(target: Target, options: Options) -> VhdWriter:

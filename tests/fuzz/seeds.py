@@ -14,6 +14,7 @@ from pathlib import Path
 from build.formats.lib.codec import Zstandard
 from tests.disks import ALL, MIB, ask, make, partition, spec
 from tests.fuzz.targets import pack
+from tests.unit.test_formats_xva import chunks, described
 
 RELEASE = """Origin: Debian
 Suite: stable
@@ -58,7 +59,24 @@ def images(folder: Path) -> dict[str, list[bytes]]:
     made: dict[str, list[bytes]] = {}
     for row in rows:
         made.setdefault(row["kind"], []).append(pack((folder / row["file"]).read_bytes()))
-    return made
+    return {**made, "gce": [pack(archive({"disk.raw": disk.read_bytes()}))], "xva": [export()]}
+
+
+def archive(files: Mapping[str, bytes]) -> bytes:
+    """A tar of files."""
+    packed = io.BytesIO()
+    with tarfile.open(fileobj=packed, mode="w", format=tarfile.GNU_FORMAT) as tar:
+        for name, content in files.items():
+            info = tarfile.TarInfo(name)
+            info.size = len(content)
+            tar.addfile(info, io.BytesIO(content))
+    return packed.getvalue()
+
+
+def export() -> bytes:
+    """An export of XenServer with one disk of a MiB."""
+    files = chunks("Ref:5", bytes(MIB - 3) + b"end")
+    return pack(archive({"ova.xml": described({"Ref:5": MIB}), **dict(files)}))
 
 
 def outers() -> list[bytes]:

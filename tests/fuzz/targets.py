@@ -15,7 +15,7 @@ from build import debian
 from build.agent.debian import release
 from build.agent.events import Failure
 from build.debootstrap import unpack
-from build.formats import KINDS, recognize, vhdx
+from build.formats import KINDS, foreign, recognize, vhdx
 from build.formats.lib import partitions, pieces, unwrap
 from build.formats.lib.errors import Unsupported
 from build.formats.lib.findings import Damaged, collect
@@ -159,9 +159,10 @@ def boot(data: bytes) -> None:
         params.base64(key)
 
 
+IMAGES = [kind for kind in KINDS if KINDS[kind] not in foreign.KINDS]
 Target = tuple[Callable[[bytes], None], tuple[type[Exception], ...]]
 TARGETS: Mapping[str, Target] = {
-    **{kind: (partial(image, kind), (Damaged, Unsupported)) for kind in KINDS},
+    **{kind: (partial(image, kind), (Damaged, Unsupported)) for kind in IMAGES},
     "outer": (outer, (Damaged, Unsupported)),
     "inrelease": (inrelease, (ValueError, Failure)),
     "keyring": (keyring, (Failure,)),

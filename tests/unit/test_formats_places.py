@@ -211,5 +211,5 @@ def test_an_unreadable_disk_of_a_box(tmp_path: Path) -> None:
     path = one(usual(tmp_path / "disk.img"), tmp_path, "vagrant-libvirt")
     raw = path.read_bytes()
     patch(path, raw.index(b"QFI\xfb"), b"XXXX")
-    with pytest.raises(Failure, match="box.img is no QCOW2"):
+    with pytest.raises(Failure, match=r"box\.img is no QCOW2"):
         ask(path, tmp_path / "out", [{"name": "raw", "kind": "raw", "file": "x.raw"}], foreign=True)
