@@ -496,6 +496,8 @@ class Converted:
     seconds: float
     private: bool = False
     """Whether the files are their owner's alone."""
+    notes: tuple[str, ...] = ()
+    """What is worth knowing of some of them, one line each."""
 
 
 @dataclass(frozen=True)

@@ -104,10 +104,12 @@ class Build:
                 self.console.step(state, name, seconds)
             case wire.Disk(state, seconds):
                 self.console.step(state, name, seconds, described(result))
-            case wire.Converted(files=files):
+            case wire.Converted(files=files, notes=notes):
                 for file in files:
                     made = f"{file['file']}  {size(file['size'])}"
                     self.console.step(file["state"], file["format"], file["seconds"], made)
+                for text in notes:
+                    self.console.note(text)
                 if result.private:
                     self.console.note("new files have mode 0600, as the image may hold a root password")
             case wire.Cleaned(removed=rows):

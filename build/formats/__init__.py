@@ -52,6 +52,12 @@ def rounded(name: str, size: int) -> int:
     return row.rounded(size) if row else size
 
 
+def note(name: str, size: int) -> str:
+    """What is worth knowing of a disk of so many bytes in a format; empty: nothing."""
+    row = FORMATS.get(name)
+    return row.note(size) if row else ""
+
+
 def recognize(reader: BoundedReader) -> Kind:
     """The kind that a file is of, by its head or its end; raw when nobody knows it."""
     head = reader.read(0, min(reader.size, HEAD))

@@ -31,8 +31,10 @@ from build.formats.lib.vhd import (
     VhdDisk,
     buried_footer,
     checksum,
+    cut,
     geometry,
     make_footer,
+    next_exact,
     read_footer,
     read_header,
     shown,
@@ -404,6 +406,15 @@ def _write(target: Target, options: Options) -> VhdWriter:
     return VhdWriter(target.file, target.size, options.get("creator", "xen"))
 
 
+def note(size: int) -> str:
+    """Whether tools that go by the geometry would cut the disk's end."""
+    if not (missing := cut(size)):
+        return ""
+    larger = next_exact(size)
+    exact = f"; {larger} MiB would be exact" if larger else ""
+    return f"tools that round to a VHD's geometry would cut {missing >> 10} KiB off its end{exact}"
+
+
 KIND = Kind(
     name="vhd",
     suffix="vhd",
@@ -423,6 +434,7 @@ FORMATS = (
         file="{imagename}.vhd",
         machine=Machine("ide", "rtl8139"),  # Xen's emulated devices, before its own drivers take over
         options={"creator": "xen"},
+        note=note,
         cloudstack=Template("XenServer", "VHD", "xen.vhd.bz2", OTHER, ("xenserver",)),
     ),
     Format(
@@ -432,6 +444,7 @@ FORMATS = (
         file="{imagename}-hyperv.vhd",
         machine=Machine("ide", "tulip"),  # generation 1 and its legacy network adapter
         options={"creator": "hyperv"},
+        note=note,
         cloudstack=Template("Hyperv", "VHD", "hyperv.vhd.zip", DEBIAN, ("hyperv",)),
     ),
 )

@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from build.formats.lib import vhd
-from tests.disks import MIB, errors, lint, make, one, patch, usual
+from tests.disks import MIB, ask, errors, lint, make, one, patch, spec, usual
 
 SIZE = 304 * MIB
 
@@ -214,3 +214,22 @@ def test_findings_name_the_place_and_who_minds(xen: Path) -> None:
     assert found.where == f"byte {xen.stat().st_size - 512 + 68:#x}"
     assert "XenServer" in found.refused_by
     assert found.fix
+
+
+def test_sizes_that_the_geometry_tells_exactly() -> None:
+    """Multiples of 63 MiB from 252 to 32,130; the even ones are what convert names."""
+    exact = [mib for mib in range(252, 32_131) if not vhd.cut(mib * MIB)]
+    assert exact == list(range(252, 32_131, 63))
+    assert vhd.cut(5000 * MIB) == 376_832
+    assert vhd.next_exact(5000 * MIB) == 5040
+    assert vhd.next_exact(252 * MIB) == 252
+    assert vhd.next_exact(253 * MIB) == 378
+    assert vhd.next_exact(33_000 * MIB) == 0
+
+
+def test_convert_says_what_would_be_cut(tmp_path: Path) -> None:
+    told = ask(make(tmp_path / "a.img", 254 * MIB, []), tmp_path, [spec("vhd"), spec("qcow2")])
+    (note,) = told["notes"]
+    assert note.startswith("vhd.vhd: tools that round to a VHD's geometry would cut ")
+    assert note.endswith("; 378 MiB would be exact")
+    assert ask(make(tmp_path / "b.img", 252 * MIB, []), tmp_path, [spec("vhd")])["notes"] == []

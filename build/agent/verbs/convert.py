@@ -111,8 +111,15 @@ def run(request: wire.Convert, emit: Emit) -> wire.Converted:
         virtual_size=outputs[0].result["virtual_size"],
         guest_sha256=outputs[0].result["guest_sha256"],
         private=outputs[0].private,
+        notes=tuple(_notes(outputs)),
         seconds=round(time.monotonic() - started, 3),
     )
+
+
+def _notes(outputs: list[Output]) -> Iterator[str]:
+    for output in outputs:
+        if text := formats.note(output.spec["name"], output.result["virtual_size"]):
+            yield f"{output.name}: {text}"
 
 
 @contextlib.contextmanager

@@ -60,6 +60,11 @@ def alone(reader: BoundedReader) -> tuple[Inner, ...]:
     return ()
 
 
+def silent(size: int) -> str:
+    """Nothing to note."""
+    return ""
+
+
 @dataclass(frozen=True)
 class Kind:
     """How the bytes of a file are made and read; several formats may share one kind."""
@@ -142,6 +147,8 @@ class Format:
     """Its own way to write files of the kind; None: the kind's."""
     check_size: Callable[[int], None] | None = None
     """What it takes itself, with a `write` of its own; raises Unsupported."""
+    note: Callable[[int], str] = silent
+    """What is worth knowing of a disk of so many bytes in this format, in one line; empty: nothing."""
     rounded: Callable[[int], int] = int
     """Virtual size of the file that is made of a disk of so many bytes; what is more is zeros."""
     family: str = ""

@@ -5,6 +5,7 @@ Microsoft's "Virtual Hard Disk Image Format Specification" 1.0; big-endian, and 
 
 from __future__ import annotations
 
+import math
 import struct
 import time
 import uuid
@@ -26,6 +27,8 @@ STAMP = 1262304000 - EPOCH_2000
 an operator's host may have a clock that lags behind the build host's by years."""
 ABSENT = 0xFFFFFFFF
 MOST_BLOCKS = 1 << 21
+_LAST_EXACT = 32_130
+"""MiB of the largest disk of a size that is a multiple of 63 MiB and exact."""
 _TAIL = 1 << 20
 """Bytes at the end in which a footer is looked for that is not the last sector."""
 TABLE = 1536
@@ -106,6 +109,23 @@ def geometry(size: int) -> tuple[int, int, int]:
         track, heads = 63, 16
         tracks = sectors // track
     return tracks // heads, heads, track
+
+
+def cut(size: int) -> int:
+    """Bytes at the end of a disk that a tool does not see which goes by the geometry."""
+    return size - math.prod(geometry(size)) * SECTOR
+
+
+def next_exact(size: int) -> int:
+    """The next size in MiB, even, that the geometry tells exactly; 0 above the last one.
+
+    They are the multiples of 126 MiB from 252 to 32,130 MiB; above, cylinders run out of their 16 bits and
+    other sizes are exact by chance only.
+    """
+    for mib in range(-(-(size >> 20) // 2) * 2, _LAST_EXACT + 1, 2):
+        if mib << 20 >= size and not cut(mib << 20):
+            return mib
+    return 0
 
 
 def make_footer(size: int, creator: Literal["xen", "hyperv"], seed: str, fixed: bool = False) -> bytes:
