@@ -47,10 +47,18 @@ def check_size(size: int) -> None:
 
 
 class Qcow2Writer:
-    """Writes compressed clusters byte to byte, each L2 table after its clusters, the rest at the end."""
+    """Writes compressed clusters byte to byte, each L2 table after its clusters, the rest at the end.
+
+    `whole`: without a codec, pieces are written as they are, so that other files can share their bz2.
+    """
 
     def __init__(
-        self, file: BinaryIO, size: int, version: int = 2, codec: Deflate | Zstandard | None = DEFLATE
+        self,
+        file: BinaryIO,
+        size: int,
+        version: int = 2,
+        codec: Deflate | Zstandard | None = DEFLATE,
+        whole: bool = False,
     ) -> None:
         check_size(size)
         if version == 2 and isinstance(codec, Zstandard):
@@ -61,6 +69,8 @@ class Qcow2Writer:
         self.group = 0
         self.position = CLUSTER
         self.refcounts = array("H", [1])
+        self.whole = whole
+        self.layout: list[tuple[int, int, int]] = []
         file.seek(CLUSTER)
 
     def add(self, index: int, data: bytes, units: Units) -> None:
@@ -68,6 +78,9 @@ class Qcow2Writer:
         if index // PIECES_PER_L2 != self.group:
             self._end_group()
             self.group = index // PIECES_PER_L2
+        if self.whole:
+            self._add_whole(index, data)
+            return
         first = index * (pieces.PIECE // CLUSTER)
         packed = units[self.codec] if self.codec else pieces.units(data)
         out = bytearray()
@@ -88,6 +101,17 @@ class Qcow2Writer:
                 self.l2[entry] = self._take_cluster() | COPIED
                 out += data[place : place + CLUSTER].ljust(CLUSTER, b"\0")
         self.file.write(out)
+
+    def _add_whole(self, index: int, data: bytes) -> None:
+        """Write a piece as it is, its zero clusters, too."""
+        self._align()
+        self.layout.append((index, self.position, len(data)))
+        clusters = -(-len(data) // CLUSTER)
+        first = index * (pieces.PIECE // CLUSTER) % PER_L2
+        self.file.seek(self.position)
+        self.file.write(data.ljust(clusters * CLUSTER, b"\0"))
+        for entry in range(first, first + clusters):
+            self.l2[entry] = self._take_cluster() | COPIED
 
     def close(self, seed: str) -> None:
         """Write the tables behind the data, then the header."""
@@ -181,7 +205,7 @@ def _options(settings: Options, compress: str) -> dict[str, Any]:
     _check(given["version"], given["compression"])
     if given["compression"] == "deflate" and compress:
         given["compression"] = "none"  # deflate inside would only hinder what is put around it
-    return given
+    return {**given, "whole": compress == "bz2" and given["compression"] == "none"}
 
 
 def _check(version: int, compression: str) -> None:
@@ -203,7 +227,8 @@ def _write(target: Target, options: Options) -> Qcow2Writer:
             f"QCOW2 version {version} is not 2 or 3", "set 2 for every KVM host, 3 for QEMU 1.1 and later"
         )
     _check(version, compression)
-    return Qcow2Writer(target.file, target.size, version, codecs[compression])
+    whole = bool(options.get("whole")) and compression == "none"
+    return Qcow2Writer(target.file, target.size, version, codecs[compression], whole)
 
 
 KIND = Kind(

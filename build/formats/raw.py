@@ -23,9 +23,11 @@ class RawWriter:
 
     def __init__(self, file: BinaryIO, size: int) -> None:
         self.file, self.size = file, size
+        self.layout: list[tuple[int, int, int]] = []
 
     def add(self, index: int, data: bytes, units: Units) -> None:
         """Write what is not zero in a piece."""
+        self.layout.append((index, index * pieces.PIECE, len(data)))
         run: list[bytes] = []
         for number, unit in enumerate([*pieces.units(data), None]):
             if unit is not None:

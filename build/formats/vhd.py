@@ -81,10 +81,12 @@ class VhdWriter:
         self.lead = bytes(4096 - SECTOR) + b"\xff" * SECTOR
         put(file, 0, bytes(self.data - SECTOR) + b"\xff" * SECTOR)
         self.first = True
+        self.layout: list[tuple[int, int, int]] = []
 
     def add(self, index: int, data: bytes, units: Units) -> None:
         """Write a block that is not zero."""
         self.bat[index] = self.data // SECTOR - 1
+        self.layout.append((index, self.data, len(data)))
         if not self.first:
             self.file.write(self.lead)
         self.file.write(data)

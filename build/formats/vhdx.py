@@ -100,11 +100,13 @@ class VhdxWriter:
         self.bat = array("Q", bytes(8 * _entries(blocks, self.ratio)))
         self.bat_length = -(-len(self.bat) * 8 // MIB) * MIB
         self.position = _BAT + self.bat_length
+        self.layout: list[tuple[int, int, int]] = []
         file.seek(self.position)
 
     def add(self, index: int, data: bytes, units: Units) -> None:
         """Write a block that is not zero."""
         self.bat[index + index // self.ratio] = self.position | FULL
+        self.layout.append((index, self.position, len(data)))
         self.file.write(data if len(data) == BLOCK else data.ljust(BLOCK, b"\0"))
         self.position += BLOCK
 

@@ -30,14 +30,13 @@ def pack(kind: str, content: bytes, folder: Path, threads: int = 3) -> Path:
     source.write_bytes(content)
     with opened(source) as reader, open(target, "w+b") as file, ThreadPoolExecutor(threads) as pool:
         done: list[int] = []
-        places = outer.compress(kind, reader, file, "disk.vhd", EPOCH, pool, 4, done.append)
+        told = outer.compress(kind, reader, file, "disk.vhd", EPOCH, pool, 4, done.append)
         assert sum(done) == len(content)
         file.flush()
         made = BoundedReader.whole(file.fileno())
-        step = outer.CHUNK[kind]
-        for number in range(len(places) - 1):
-            part = made.read(places[number], places[number + 1] - places[number])
-            assert outer.unpack(kind, part, step) == content[number * step : (number + 1) * step]
+        for number, row in enumerate(told.chunks):
+            part = made.read(told.places[number], told.places[number + 1] - told.places[number])
+            assert outer.unpack(kind, part, row.length) == content[row.offset : row.offset + row.length]
     return target
 
 

@@ -16,7 +16,6 @@ import os
 import re
 import threading
 import time
-from array import array
 from collections import deque
 from collections.abc import Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -33,7 +32,7 @@ from build.formats.lib.codec import Codec, Deflate, Zlib
 from build.formats.lib.findings import Damaged
 from build.formats.lib.format import Target
 from build.formats.lib.reader import BoundedReader
-from build.formats.lib.writer import Units, Writer
+from build.formats.lib.writer import Laid, Units, Writer
 
 SUMS = {"MD5SUMS": "md5", "SHA256SUMS": "sha256", "SHA512SUMS": "sha512"}
 _SLICE = 1 << 20
@@ -49,7 +48,10 @@ class Output:
     folder: Path
     private: bool = False
     inner: BinaryIO | None = None
+    packed: BinaryIO | None = None
     writer: Writer | None = None
+    stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
+    """Holds what is open of it."""
     result: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -283,9 +285,11 @@ def _make(
             output.writer.close(f"{request.identity} {content.sha256}")
             output.inner.flush()
         _prove(outputs, content, pool, emit)
+        known: Known = {}
         for output in outputs:
             if output.compress:
-                _compress(output, pool, threads, request.epoch, emit)
+                output.stack = stack
+                _compress(output, known, pool, threads, request.epoch, emit)
         for output in outputs:
             _describe(output, content, request, source, time.monotonic() - started)
     _publish(outputs)
@@ -483,33 +487,45 @@ def _hash(output: Output, reader: BoundedReader, progress: Progress | None = Non
     output.result.update({name: digest.hexdigest() for name, digest in digests.items()})
 
 
-def _compress(output: Output, pool: ThreadPoolExecutor, threads: int, epoch: int, emit: Emit) -> None:
+Known = dict[tuple[int, int], outer.Origin]
+"""Parts of the disk that are compressed already, with their streams."""
+
+
+def _compress(
+    output: Output, known: Known, pool: ThreadPoolExecutor, threads: int, epoch: int, emit: Emit
+) -> None:
     """Compress a proven disk file, and prove the result chunk by chunk against it."""
     assert output.inner is not None
     source = BoundedReader.whole(output.inner.fileno())
     packing = Progress(f"compress {output.compress}", source.size, emit)
-    with output.open(output.part) as target:
-        places = outer.compress(
-            output.compress, source, target, output.inner_name, epoch, pool, 2 * threads + 2, packing.add
-        )
-        target.flush()
-        made = BoundedReader.whole(target.fileno())
-        checking = Progress(f"verify {output.compress}", source.size, emit)
-        tasks = [pool.submit(os.fsync, target.fileno()), pool.submit(_hash, output, made)]
-        tasks += [
-            pool.submit(
-                _compare_chunks,
-                output,
-                source,
-                made,
-                places,
-                range(low, min(low + 16, len(places) - 1)),
-                checking,
-            )
-            for low in range(0, len(places) - 1, 16)
-        ]
-        _wait_for(tasks)
-    output.inner.close()
+    output.packed = output.stack.enter_context(output.open(output.part))
+    layout = output.writer.layout if isinstance(output.writer, Laid) else ()
+    told = outer.compress(
+        output.compress,
+        source,
+        output.packed,
+        output.inner_name,
+        epoch,
+        pool,
+        2 * threads + 2,
+        packing.add,
+        layout,
+        known if output.compress == "bz2" else None,
+    )
+    output.packed.flush()
+    made = BoundedReader.whole(output.packed.fileno())
+    checking = Progress(f"verify {output.compress}", source.size, emit)
+    tasks = [pool.submit(os.fsync, output.packed.fileno()), pool.submit(_hash, output, made)]
+    tasks += [
+        pool.submit(_compare_chunks, output, source, made, told, range(low, low + 16), checking)
+        for low in range(0, len(told.chunks), 16)
+    ]
+    _wait_for(tasks)
+    if output.compress == "bz2":
+        for number, chunk in enumerate(told.chunks):
+            if chunk.key and number not in told.origins:
+                place, end = told.places[number], told.places[number + 1]
+                known[chunk.key] = outer.Origin(source, chunk, made, place, end - place)
     output.inner_part.unlink()
 
 
@@ -517,21 +533,26 @@ def _compare_chunks(
     output: Output,
     source: BoundedReader,
     made: BoundedReader,
-    places: array[int],
+    told: outer.Packed,
     numbers: range,
     progress: Progress,
 ) -> None:
-    step = outer.CHUNK[output.compress]
     for number in numbers:
-        wanted = min(step, source.size - number * step)
-        packed = made.read(places[number], places[number + 1] - places[number])
+        if number >= len(told.chunks):
+            return
+        chunk, place = told.chunks[number], told.places[number]
+        packed = made.read(place, told.places[number + 1] - place)
+        content = source.read(chunk.offset, chunk.length)
         try:
-            same = outer.unpack(output.compress, packed, wanted) == source.read(number * step, wanted)
+            if origin := told.origins.get(number):  # whose stream was expanded and compared
+                same = packed == origin.packed() and content == origin.content()
+            else:
+                same = outer.unpack(output.compress, packed, chunk.length) == content
         except ValueError:
             same = False
         if not same:
-            raise _mismatch(output, number * step)
-        progress.add(wanted)
+            raise _mismatch(output, chunk.offset)
+        progress.add(chunk.length)
 
 
 def _describe(

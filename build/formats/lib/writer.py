@@ -6,7 +6,7 @@ import io
 import os
 import uuid
 from collections.abc import Mapping, Sequence
-from typing import Any, BinaryIO, Protocol, cast
+from typing import Any, BinaryIO, Protocol, cast, runtime_checkable
 
 from build.formats.lib.codec import Codec
 
@@ -28,6 +28,14 @@ class Writer(Protocol):
 
     def close(self, seed: str) -> None:
         """Write tables and heads; every id in them comes from `seed`."""
+
+
+@runtime_checkable
+class Laid(Protocol):
+    """A writer that puts pieces into the file as they are."""
+
+    layout: list[tuple[int, int, int]]
+    """Number of each piece, its offset in the file and its bytes; by rising offset."""
 
 
 def derive(seed: str, purpose: str) -> uuid.UUID:
