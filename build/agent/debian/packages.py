@@ -51,6 +51,7 @@ need test   vhdiinfo    libvhdi-utils  of VHD
 need test   vmdkinfo    libvmdk-utils  of VMDK
 need test   qcowinfo    libqcow-utils  of QCOW2
 need test   /usr/share/doc/python3-libvhdi/copyright python3-libvhdi  reads what is in a VHD
+need test   /usr/bin/7zz 7zip  reads what is in image files, as another reader
 need test   /usr/share/doc/python3-libvmdk/copyright python3-libvmdk  in a VMDK
 need test   /usr/share/doc/python3-libqcow/copyright python3-libqcow  in a QCOW2
 need test   xmllint     libxml2-utils  of OVF
