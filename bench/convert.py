@@ -155,14 +155,14 @@ def timed_ours(image: Path, folder: Path, formats: Mapping[str, str]) -> tuple[f
 
 def row(name: str, outer: str) -> dict[str, Any]:
     """What the agent is asked for one format, with the options that the client gives."""
-    format = FORMATS[name]
-    options = {**format.options, **format.kind.options(Options().model_dump(), outer)}
-    if format.descriptor:
-        options["ovf"] = descriptor(format.descriptor, "ours", UNKNOWN, Options(), "ours")
-    file = f"ours.{name}.{format.kind.suffix or name}" if name in FIVE and outer else f"ours.{name}"
+    chosen = FORMATS[name]
+    options = {**chosen.options, **chosen.kind.options(Options().model_dump(), outer)}
+    if chosen.descriptor:
+        options["ovf"] = descriptor(chosen.descriptor, "ours", UNKNOWN, Options(), "ours")
+    file = f"ours.{name}.{chosen.kind.suffix or name}" if name in FIVE and outer else f"ours.{name}"
     return {
         "name": name,
-        "kind": format.kind.name,
+        "kind": chosen.kind.name,
         "file": f"{file}.{outer}" if outer else file,
         "compress": outer,
         "options": options,

@@ -85,7 +85,7 @@ class Clients(NamedTuple):
 
     def run(self, program: str, *arguments: str) -> str:
         """Output of a program of the environment that the lock names."""
-        line = [self.place / "venv/bin" / program, *arguments]
+        line = [str(self.place / "venv/bin" / program), *arguments]
         done = subprocess.run(line, capture_output=True, text=True, check=False)
         if done.returncode:
             raise AssertionError(done.stderr[-2000:])

@@ -18,6 +18,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
+from build.agent.events import Failure
 from build.formats.lib import outer, unwrap
 from build.formats.lib.errors import Unsupported
 from build.formats.lib.findings import Damaged
@@ -234,3 +235,63 @@ def test_parts_put_together(tmp_path: Path) -> None:
         assert space.read() == content
         with pytest.raises(Unsupported, match="the parts make more than 1"):
             unwrap.join(parts, space, MIB, 1 << 30, lambda done: None)
+
+
+WRAPPED = [
+    spec("vhd", "bz2"),
+    {**spec("raw"), "file": "raw.raw.bz2", "compress": "bz2"},
+    {**spec("qcow2-plain", "bz2"), "options": {"compression": "none", "whole": True}},
+    spec("vhdx", "bz2"),
+]
+
+
+def streams(packed: bytes) -> list[bytes]:
+    """The streams of a bz2 one by one."""
+    found = []
+    while packed:
+        reader = bz2.BZ2Decompressor()
+        reader.decompress(packed)
+        found.append(packed[: len(packed) - len(reader.unused_data)])
+        packed = reader.unused_data
+    return found
+
+
+def test_files_share_the_streams_of_a_disk(tmp_path: Path) -> None:
+    """The same bytes alone and together, on any number of threads; what differs lies between the pieces."""
+    disk = usual(tmp_path / "disk.img", 24 * MIB)
+    ask(disk, tmp_path / "all", WRAPPED, threads=3)
+    ask(disk, tmp_path / "back", list(reversed(WRAPPED)), threads=1)
+    held = []
+    for row in WRAPPED:
+        ask(disk, tmp_path / "alone", [row])
+        wanted = (tmp_path / "alone" / row["file"]).read_bytes()
+        assert (tmp_path / "all" / row["file"]).read_bytes() == wanted, row["file"]
+        assert (tmp_path / "back" / row["file"]).read_bytes() == wanted, row["file"]
+        held.append({*streams(wanted)})
+    shared = set.intersection(*held)
+    assert len(shared) > 6
+    for each in held:
+        assert sum(map(len, each - shared)) < sum(map(len, shared)) // 20
+    assert bz2.decompress((tmp_path / "all/raw.raw.bz2").read_bytes()) == disk.read_bytes()
+
+
+@pytest.mark.parametrize("what", ["packed", "content"])
+def test_a_stream_that_spoils_on_its_way_gets_no_name(
+    what: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    right = getattr(outer.Origin, what)
+    told: list[bytes] = []
+
+    def spoilt(origin: outer.Origin) -> bytes:
+        data = bytearray(right(origin))
+        told.append(bytes(data))
+        if len(told) == 3:
+            data[len(data) // 2] ^= 1
+        return bytes(data)
+
+    monkeypatch.setattr(outer.Origin, what, spoilt)
+    disk = usual(tmp_path / "disk.img", 24 * MIB)
+    with pytest.raises(Failure, match="differs from the raw disk"):
+        ask(disk, tmp_path / "out", WRAPPED[:2])
+    assert not list((tmp_path / "out").glob("[!.]*"))
+    assert not list((tmp_path / "out").glob(".*"))
