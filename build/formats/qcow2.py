@@ -205,7 +205,9 @@ def _options(settings: Options, compress: str) -> dict[str, Any]:
     _check(given["version"], given["compression"])
     if given["compression"] == "deflate" and compress:
         given["compression"] = "none"  # deflate inside would only hinder what is put around it
-    return {**given, "whole": compress == "bz2" and given["compression"] == "none"}
+    if compress == "bz2" and given["compression"] == "none":
+        given["whole"] = True
+    return given
 
 
 def _check(version: int, compression: str) -> None:

@@ -16,7 +16,7 @@ from tests.images import TINY, Built, link, sha256
 
 pytestmark = pytest.mark.root
 
-MODULE = '''"""What Google Cloud imports: disk.raw, whole GiB, in a tar of GNU's old form inside gzip.
+MODULE = '''"""What Google Cloud imports: image.raw, whole GiB, in a tar of GNU's old form inside gzip.
 
 Source: Google Cloud, Compute Engine, "Manually import boot disks", on the image file.
 """
@@ -38,7 +38,7 @@ from build.formats.raw import RawDisk
 BLOCK = 512
 RECORD = 20 * BLOCK
 GIB = 1 << 30
-MEMBER = "disk.raw"
+MEMBER = "image.raw"
 GOOGLE = "Google Cloud"
 
 
@@ -125,14 +125,14 @@ KIND = Kind(
 FORMATS = (
     Format(
         name="gcp",
-        help="disk.raw in a tar for Google Cloud",
+        help="image.raw in a tar for Google Cloud",
         kind=KIND,
         file="{imagename}-gcp.tar.gz",
         machine=Machine("virtio-scsi", "virtio", ("bios", "uefi")),
     ),
 )
 '''
-ROW = "| `convert.gcp` | Google Cloud | `IMAGENAME-gcp.tar.gz` | `disk.raw` in a tar of GNU's old form |\n"
+ROW = "| `convert.gcp` | Google Cloud | `IMAGENAME-gcp.tar.gz` | `image.raw` in a tar of GNU's old form |\n"
 
 
 def test_a_format_is_a_file_and_a_row(copy: Path, tiny: Built, tmp_path: Path) -> None:
@@ -142,13 +142,13 @@ def test_a_format_is_a_file_and_a_row(copy: Path, tiny: Built, tmp_path: Path) -
     location = tmp_path / "location"
     link(tiny.location, location)
     flags = (*TINY, "--frozen", "--set", f"location={location}")
-    assert "disk.raw in a tar for Google Cloud" in cli.succeed("--list", checkout=copy)
+    assert "image.raw in a tar for Google Cloud" in cli.succeed("--list", checkout=copy)
     cli.succeed("convert.gcp", *flags, checkout=copy)
 
     image, made = location / "tiny.img", location / "tiny-gcp.tar.gz"
     with gzip.open(made) as packed:
         assert packed.read(265)[257:] == b"ustar  \0"
-    unpack = subprocess.run(["tar", "-xzOf", made, "disk.raw"], capture_output=True, check=True)
+    unpack = subprocess.run(["tar", "-xzOf", made, "image.raw"], capture_output=True, check=True)
     assert hashlib.sha256(unpack.stdout).hexdigest() == sha256(image)
     shown = cli.succeed("inspect", str(made), checkout=copy)
     assert f"{made}: gcp inside gz\n" in shown
