@@ -63,23 +63,21 @@ class RawDisk:
 
 def lint(reader: BoundedReader) -> Iterator[Finding]:
     """Check what the content tells: whole sectors, a partition table with its backup in the last one."""
-    if reader.size % SECTOR or not reader.size:
-        yield Finding(
-            "error",
-            at(reader.size),
-            f"{reader.size} bytes are not whole sectors",
-            "every hypervisor",
-            "copy it again",
-        )
+    found = list(partitions.lint(RawDisk(reader))) if reader.size else []
+    if not any(finding.lossy for finding in found):  # a disk that is cut off is so at any byte
+        yield from _lint_size(reader)
+    yield from found
+
+
+def _lint_size(reader: BoundedReader) -> Iterator[Finding]:
+    if not reader.size:
+        yield Finding("error", at(0), "the file is empty", "every hypervisor", "copy it again")
+    elif reader.size % SECTOR:
+        text = f"{reader.size} bytes are not whole sectors"
+        yield Finding("error", at(reader.size), text, "every hypervisor", "copy it again")
     elif reader.size % pieces.PIECE:
-        yield Finding(
-            "info",
-            at(reader.size),
-            "the size is not a multiple of 2 MiB",
-            "XenServer, when converted to VHD",
-            "make SIZE even",
-        )
-    yield from partitions.lint(RawDisk(reader))
+        text = "the size is not a multiple of 2 MiB"
+        yield Finding("info", at(reader.size), text, "XenServer, when converted to VHD", "make SIZE even")
 
 
 def _recognize(reader: BoundedReader, head: bytes) -> Match:

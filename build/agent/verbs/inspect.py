@@ -51,6 +51,11 @@ class Report:
     facts: dict[str, str] = field(default_factory=dict)
     sha256: str | None = None
 
+    @property
+    def is_lossy(self) -> bool:
+        """Whether data is missing or wrong, which explains whatever is found after it."""
+        return any(finding.lossy for finding in self.findings)
+
     def add(self, found: Sequence[Finding], disk: str = "") -> None:
         """Findings that are not known yet, of one disk of an archive."""
         for finding in found:
@@ -70,7 +75,8 @@ def _look(file: Image, request: wire.Inspect, emit: Emit) -> Report:
         _look_inside(file, disks, request, emit, report)
     else:
         _look_at(file, request, report)
-    report.add(collect(names.lint(file.name, file.kind)))
+    if not report.is_lossy:
+        report.add(collect(names.lint(file.name, file.kind)))
     return report
 
 
@@ -81,7 +87,8 @@ def _look_at(found: Image, request: wire.Inspect, report: Report, disk: str = ""
         report.virtual_size = read.size
         report.facts |= read.facts()
         if found.kind is not raw.KIND:
-            report.add(collect(partitions.lint(read)), disk)
+            told = collect(partitions.lint(read))
+            report.add([finding for finding in told if not (finding.lossy and report.is_lossy)], disk)
         limit = request.limit or media.LIMIT
         if request.content and read.size <= limit:
             report.sha256 = pieces.sha256(found.kind.read(found.reader))
@@ -89,7 +96,8 @@ def _look_at(found: Image, request: wire.Inspect, report: Report, disk: str = ""
             text = f"the disk is larger than {limit >> 30} GiB: it was not hashed"
             report.add([Finding("info", "content", text)], disk)
     except Damaged as damage:
-        report.add([damage.finding], disk)
+        if not report.is_lossy:
+            report.add([damage.finding], disk)
 
 
 def _look_inside(

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal
 
 Severity = Literal["error", "warning", "info"]
@@ -51,7 +51,9 @@ def at(offset: int) -> str:
 def collect(found: Iterator[Finding]) -> list[Finding]:
     """Gather findings up to the first damage, which becomes the last of them.
 
-    A broken table could bring millions of them: those beyond SAME_KIND of a kind become one line.
+    A broken table could bring millions of them: those beyond SAME_KIND of a kind become one line. What loses
+    data is one cause as a rule, a file that is cut off: one line tells of all of a kind, and damage that was
+    met then is not told besides.
     """
     kept: list[Finding] = []
     kinds: dict[str, tuple[Finding, int]] = {}
@@ -61,15 +63,22 @@ def collect(found: Iterator[Finding]) -> list[Finding]:
             kind = finding.text if known else f"other {finding.severity}s"
             first, count = kinds.get(kind, (finding, 0))
             kinds[kind] = first, count + 1
-            if count < SAME_KIND:
+            if count < (1 if finding.lossy else SAME_KIND):
                 kept.append(finding)
     except Damaged as damage:
-        kept.append(damage.finding)
+        if not any(finding.lossy for finding in kept):
+            kept.append(damage.finding)
     return [
-        *kept,
+        *(_counted(finding, kinds) for finding in kept),
         *(
             Finding(first.severity, "elsewhere", f"{kind} ({count - SAME_KIND} more)", first.refused_by)
             for kind, (first, count) in kinds.items()
-            if count > SAME_KIND
+            if count > SAME_KIND and not first.lossy
         ),
     ]
+
+
+def _counted(finding: Finding, kinds: Mapping[str, tuple[Finding, int]]) -> Finding:
+    """A finding that stands for all of its kind, with their number."""
+    count = kinds[finding.text][1] if finding.lossy and finding.text in kinds else 1
+    return replace(finding, text=f"{finding.text} ({count} times)") if count > 1 else finding
