@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -59,3 +60,21 @@ def _paces(location: Path) -> dict[str, float]:
         return {str(key): float(seconds) for key, seconds in told.items()}
     except (ValueError, TypeError, AttributeError):
         return {}
+
+
+class Progress:
+    """Counts bytes from any thread and tells the client at each half percent."""
+
+    def __init__(self, label: str, total: int, emit: Emit) -> None:
+        self.label, self.total, self.emit = label, total, emit
+        self.done = self.told = 0
+        self.lock = threading.Lock()
+
+    def add(self, length: int) -> None:
+        """Count bytes that are finished."""
+        with self.lock:
+            self.done += length
+            if self.done < self.total and self.done - self.told < max(self.total // 200, 1 << 20):
+                return
+            self.told = self.done
+        self.emit("progress", label=self.label, done=self.told, total=self.total)

@@ -13,6 +13,7 @@ from typing import Any
 import pytest
 
 from build import wire
+from build.agent import sums
 from build.agent.events import Failure
 from build.agent.verbs import convert
 from build.formats.lib import codec, outer, pieces
@@ -59,9 +60,9 @@ def test_what_it_answers_and_writes(disk: Path, out: Path) -> None:
         assert manifest["artifact"] == row
         assert manifest["settings"]["identity"] == "test"
     assert "zlib-ng" in files["qcow2.qcow2"]["compressor"]
-    for sums, algorithm in convert.SUMS.items():
-        lines = (out / sums).read_text().splitlines()
-        assert lines == [f"{files[name][algorithm]}  {name}" for name in sorted(files)]
+    for name, algorithm in sums.SUMS.items():
+        lines = (out / name).read_text().splitlines()
+        assert lines == [f"{files[each][algorithm]}  {each}" for each in sorted(files)]
     assert not [name for name in names(out) if name.startswith(".")]
 
 

@@ -14,7 +14,6 @@ import hashlib
 import json
 import os
 import re
-import threading
 import time
 from collections import deque
 from collections.abc import Iterator
@@ -24,7 +23,7 @@ from pathlib import Path
 from typing import Any, BinaryIO
 
 from build import formats, wire
-from build.agent import cloudstack, files, image, pace, store
+from build.agent import cloudstack, files, image, pace, store, sums
 from build.agent.events import Emit, Failure
 from build.formats import KINDS, raw
 from build.formats.lib import outer, partitions, pieces
@@ -34,7 +33,6 @@ from build.formats.lib.format import Target
 from build.formats.lib.reader import BoundedReader
 from build.formats.lib.writer import Laid, Units, Writer
 
-SUMS = {"MD5SUMS": "md5", "SHA256SUMS": "sha256", "SHA512SUMS": "sha512"}
 _SLICE = 1 << 20
 _SPAN = 32
 """Pieces that are read back in one go by one thread."""
@@ -345,7 +343,7 @@ def _write(
     size = disk.size
     codecs: list[Codec] = list(dict.fromkeys(writer.codec for writer in writers if writer.codec is not None))
     content = Content(size, bytearray(32 * pieces.count(size)))
-    progress = Progress("convert", size, emit)
+    progress = pace.Progress("convert", size, emit)
 
     def work(data: bytes) -> tuple[bytes, Units]:
         units = pieces.units(data) if codecs else []
@@ -382,30 +380,12 @@ def _write(
     return content
 
 
-class Progress:
-    """Counts bytes from any thread and tells the client at each half percent."""
-
-    def __init__(self, label: str, total: int, emit: Emit) -> None:
-        self.label, self.total, self.emit = label, total, emit
-        self.done = self.told = 0
-        self.lock = threading.Lock()
-
-    def add(self, length: int) -> None:
-        """Count bytes that are finished."""
-        with self.lock:
-            self.done += length
-            if self.done < self.total and self.done - self.told < max(self.total // 200, 1 << 20):
-                return
-            self.told = self.done
-        self.emit("progress", label=self.label, done=self.told, total=self.total)
-
-
 def _prove(outputs: list[Output], content: Content, pool: ThreadPoolExecutor, emit: Emit) -> None:
     """Read every disk file back, compare each piece, lint the tables, hash the file, bring it to the disk."""
     readers = [BoundedReader.whole(output.inner.fileno()) for output in outputs if output.inner is not None]
     hashed = sum(reader.size for output, reader in zip(outputs, readers, strict=True) if not output.compress)
     guests = sum(formats.rounded(output.spec["name"], content.size) for output in outputs)
-    progress = Progress("verify", guests + hashed, emit)
+    progress = pace.Progress("verify", guests + hashed, emit)
     tasks: list[Future[None]] = []
     with ThreadPoolExecutor(1) as slow:
         tasks.extend(
@@ -445,7 +425,9 @@ def _read(output: Output, reader: BoundedReader) -> pieces.Disk:
         raise Failure(f"{output.name}: read back, {damage}", "this is a defect: report it") from None
 
 
-def _compare(output: Output, disk: pieces.Disk, content: Content, indexes: range, progress: Progress) -> None:
+def _compare(
+    output: Output, disk: pieces.Disk, content: Content, indexes: range, progress: pace.Progress
+) -> None:
     for index in indexes:
         try:
             data = disk.piece(index)
@@ -473,9 +455,9 @@ def _mismatch(output: Output, offset: int) -> Failure:
     )
 
 
-def _hash(output: Output, reader: BoundedReader, progress: Progress | None = None) -> None:
+def _hash(output: Output, reader: BoundedReader, progress: pace.Progress | None = None) -> None:
     """Hash a file as it lies on the disk, all sums in one reading."""
-    digests = {name: hashlib.new(name) for name in SUMS.values()}
+    digests = {name: hashlib.new(name) for name in sums.SUMS.values()}
     window = memoryview(bytearray(_SLICE))
     offset = 0
     while length := os.preadv(reader.fd, [window], offset):
@@ -497,7 +479,7 @@ def _compress(
     """Compress a proven disk file, and prove the result chunk by chunk against it."""
     assert output.inner is not None
     source = BoundedReader.whole(output.inner.fileno())
-    packing = Progress(f"compress {output.compress}", source.size, emit)
+    packing = pace.Progress(f"compress {output.compress}", source.size, emit)
     output.packed = output.stack.enter_context(output.open(output.part))
     layout = output.writer.layout if isinstance(output.writer, Laid) else ()
     told = outer.compress(
@@ -514,7 +496,7 @@ def _compress(
     )
     output.packed.flush()
     made = BoundedReader.whole(output.packed.fileno())
-    checking = Progress(f"verify {output.compress}", source.size, emit)
+    checking = pace.Progress(f"verify {output.compress}", source.size, emit)
     tasks = [pool.submit(os.fsync, output.packed.fileno()), pool.submit(_hash, output, made)]
     tasks += [
         pool.submit(_compare_chunks, output, source, made, told, range(low, low + 16), checking)
@@ -535,7 +517,7 @@ def _compare_chunks(
     made: BoundedReader,
     told: outer.Packed,
     numbers: range,
-    progress: Progress,
+    progress: pace.Progress,
 ) -> None:
     for number in numbers:
         if number >= len(told.chunks):
@@ -571,7 +553,7 @@ def _describe(
         "size": status.st_size,
         "allocated": status.st_blocks * 512,
         "guest_sha256": content.sha256_with(size - content.size),
-        **{name: output.result[name] for name in SUMS.values()},
+        **{name: output.result[name] for name in sums.SUMS.values()},
         "seconds": round(seconds, 3),
         "writer": f"{kind} {KINDS[kind].version}",
         "compressor": ", ".join(makers),
@@ -614,16 +596,16 @@ def _publish(outputs: list[Output]) -> None:
     names = {output.name for output in outputs}
     for path in cloudstack.naming(folder, names):
         path.unlink()
-    kept = {sums: _sums(folder, sums, names) for sums in SUMS}
-    for sums, lines in kept.items():
-        _replace_sums(folder, sums, lines)
+    kept = {name: sums.kept(folder, name, names) for name in sums.SUMS}
+    for name, lines in kept.items():
+        sums.write(folder, name, lines)
     for output in outputs:
         (folder / f"{output.name}.json").unlink(missing_ok=True)
         os.replace(output.part, folder / output.name)
         os.replace(_aside(output), folder / f"{output.name}.json")
-    for sums, algorithm in SUMS.items():
+    for name, algorithm in sums.SUMS.items():
         added = {output.name: output.result[algorithm] for output in outputs}
-        _replace_sums(folder, sums, {**kept[sums], **added})
+        sums.write(folder, name, {**kept[name], **added})
     files.sync(folder)
 
 
@@ -633,36 +615,9 @@ def _write_beside(folder: Path, request: wire.Convert, source: dict[str, int]) -
     texts = cloudstack.texts(folder, spec, source) if spec else {}
     try:
         for name, text in texts.items():
-            _replace(folder / name, text)
+            sums.replace(folder / name, text)
         if texts:
             files.sync(folder)
     except OSError as error:
         raise _explain(error, folder) from error
     return texts
-
-
-def _replace(path: Path, text: str) -> None:
-    """Give a small file its content in one go; leave it alone if it has it."""
-    with contextlib.suppress(OSError, ValueError):
-        if path.read_text(encoding="utf-8") == text:
-            return
-    files.write(path, text.encode())
-
-
-def _sums(folder: Path, sums: str, replaced: set[str]) -> dict[str, str]:
-    """Lines of a sum file for the files that are still there and stay."""
-    try:
-        text = (folder / sums).read_text(encoding="utf-8")
-    except OSError:
-        return {}
-    rows = (line.partition("  ") for line in text.splitlines())
-    return {
-        name: value for value, _, name in rows if name and name not in replaced and (folder / name).exists()
-    }
-
-
-def _replace_sums(folder: Path, sums: str, lines: dict[str, str]) -> None:
-    if not lines:
-        (folder / sums).unlink(missing_ok=True)
-        return
-    _replace(folder / sums, "".join(f"{value}  {name}\n" for name, value in sorted(lines.items())))
