@@ -10,6 +10,7 @@ import pytest
 
 from build.engine.settings import Settings
 from tests import cli
+from tests.disks import one, usual
 from tests.images import STEPS, TINY, Built
 
 PAGE = (cli.CHECKOUT / "docs/json.md").read_text(encoding="utf-8")
@@ -79,7 +80,14 @@ def test_inspect(tiny: Built, tmp_path: Any) -> None:
     told = line("inspect", str(bad), status=1)
     assert {finding["severity"] for finding in told["findings"]} == {"error"}
     for finding in told["findings"]:
-        assert set(finding) == {"severity", "where", "text", "refused_by", "fix"}
+        assert set(finding) == {"severity", "where", "text", "refused_by", "fix", "lossy"}
+
+
+def test_repair(tmp_path: Any) -> None:
+    """An OVA of ours needs none."""
+    good = one(usual(tmp_path / "disk.img"), tmp_path, "ova")
+    told = line("repair", str(good))
+    assert (told["file"], told["changes"]) == ("", [])
 
 
 def test_status_and_clean(tiny: Built) -> None:
