@@ -23,6 +23,8 @@ _DOWNLOAD = "the download failed: look at what it says, and fetch the image agai
 _END = -512
 """Offset of the last sector."""
 _BOOT = b"\x55\xaa"
+_LARGEST_TEXT = 4 << 20
+"""Bytes of a text or small program that is taken for an image; a disk may begin as one does."""
 
 
 @dataclass(frozen=True)
@@ -149,9 +151,8 @@ TABLE = (
 def found(reader: BoundedReader, head: bytes) -> Foreign | None:
     """What of the table a file is; `head` is its beginning."""
     for row in TABLE:
-        if any(_has(reader, offset, wanted) for offset, wanted in row.signatures) or (
-            row.is_it and row.is_it(head)
-        ):
+        signed = any(_has(reader, offset, wanted) for offset, wanted in row.signatures)
+        if signed or (row.is_it and reader.size <= _LARGEST_TEXT and row.is_it(head)):
             return row
     return None
 

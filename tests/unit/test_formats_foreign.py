@@ -72,6 +72,8 @@ def test_a_disk_is_none_of_them(tmp_path: Path) -> None:
     with open(path, "r+b") as file:
         file.write(b"MZ program loader")
     assert look(path)["format"] == "raw"
+    path.write_bytes(b"plain text\n" * 1000 + bytes(8 * MIB))
+    assert look(path)["format"] == "raw"
     for seed in range(50):
         path.write_bytes(bytes([seed]) * 446 + bytes(64) + b"\x55\xaa" + bytes(MIB))
         assert look(path)["format"] == "raw"
