@@ -77,6 +77,18 @@ def test_the_tiny_image_boots_under_both_firmwares_and_stays_as_it_was(tiny: Bui
             *("qcow2,vhdx", {"qcow2": ("virtio_blk", "virtio_net"), "vhdx": ("virtio_scsi", "e1000")}),
             marks=pytest.mark.soak(220),
         ),
+        pytest.param(
+            "vdi,xcp-qcow2,azure-vhd,gce,vagrant",
+            {
+                "vdi": ("ahci", "e1000"),
+                "xcp-qcow2": ("ata_piix", "8139cp"),
+                "azure-vhd": ("ata_piix", "tulip"),
+                "gce": ("virtio_scsi", "virtio_net"),
+                "vagrant-libvirt": ("virtio_blk", "virtio_net"),
+                "vagrant-virtualbox": ("ahci", "e1000"),
+            },
+            marks=pytest.mark.soak(400),
+        ),
     ],
 )
 def test_every_format_boots_on_its_hypervisor_s_machine(
