@@ -134,7 +134,7 @@ def test_one_bad_firmware_does_not_hide_the_other(tmp_path: Path) -> None:
         ({}, {"memory": 8}, "8 MiB of memory are too few"),
         ({"image": "BIG"}, {"grow_to": 1}, "grow_to 1 MiB is less than"),
         ({"format": "qcow2"}, {}, "a raw image, not in qcow2 format"),
-        ({"format": "vdi"}, {}, "unknown format 'vdi'"),
+        ({"format": "hdd"}, {}, "unknown format 'hdd'"),
     ],
 )
 def test_a_wrong_request_starts_nothing(
