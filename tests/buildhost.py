@@ -92,8 +92,9 @@ class Buildhost:
             try:
                 if entry.name == "1" or (entry / "comm").read_text().strip().startswith("sshd"):
                     continue
-                if not (words := (entry / "cmdline").read_bytes()):
-                    continue  # a zombie, which the first process is about to reap
+                if _is_reaped(entry):
+                    continue
+                words = (entry / "cmdline").read_bytes() or b"[ending]"
                 found[int(entry.name)] = words.replace(b"\0", b" ").decode(errors="replace")
             except OSError:
                 continue
@@ -150,6 +151,16 @@ class Buildhost:
         if found:
             self.inside("sh", "-c", 'kill -STOP "$@" || true', "-", *found)
         return bool(found)
+
+
+def _is_reaped(entry: Path) -> bool:
+    """Whether a process is a zombie that holds nothing any more.
+
+    Its command line is empty sooner than that: a killed process gives up its memory before its files and the
+    locks on them, and while one of its threads still ends it holds both.
+    """
+    ended = re.search(r"^State:\tZ", (entry / "status").read_text(), re.M)
+    return ended is not None and len(list((entry / "task").iterdir())) == 1
 
 
 def _mounts(pid: int) -> list[str]:

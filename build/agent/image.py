@@ -28,8 +28,6 @@ MOST_LAYERS = 3
 """Compressions and archives around each other that are looked into."""
 PLAIN = ("0", "\0", "7", "S")
 """Types of tar members that are files with content."""
-SECTOR = 512
-BOOT = b"\x55\xaa"
 RAW_NAMES = (".raw", ".img", ".dd")
 """Ends of names of raw disks, which may begin with anything."""
 _SHORT = ("tgz", "tbz2", "txz", "tzst")
@@ -235,4 +233,7 @@ def _is_image(file: Inner) -> bool:
         return False
     if window and (unwrap.recognize(window) or kind is not raw.KIND):
         return True
-    return file.name.lower().endswith(RAW_NAMES) or file.head(SECTOR)[510:] == BOOT
+    return (
+        file.name.lower().endswith(RAW_NAMES)
+        or file.head(partitions.SECTOR)[510:] == partitions.BOOT_SIGNATURE
+    )

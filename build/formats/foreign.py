@@ -13,6 +13,7 @@ from functools import partial
 
 from build.formats.lib.findings import Damaged, Finding
 from build.formats.lib.format import Format, Kind, Match, unwritten
+from build.formats.lib.partitions import BOOT_SIGNATURE
 from build.formats.lib.pieces import Disk
 from build.formats.lib.places import PLACES
 from build.formats.lib.reader import BoundedReader
@@ -22,7 +23,6 @@ _UNPACK = "unpack it, and give the image in it"
 _DOWNLOAD = "the download failed: look at what it says, and fetch the image again"
 _END = -512
 """Offset of the last sector."""
-_BOOT = b"\x55\xaa"
 _LARGEST_TEXT = 4 << 20
 """Bytes of a text or small program that is taken for an image; a disk may begin as one does."""
 
@@ -63,7 +63,7 @@ def _is_text(head: bytes) -> bool:
 
 
 def _is_program(head: bytes) -> bool:
-    return head.startswith(b"MZ") and head[510:512] != _BOOT
+    return head.startswith(b"MZ") and head[510:512] != BOOT_SIGNATURE
 
 
 TABLE = (
@@ -148,22 +148,18 @@ TABLE = (
 """The first that fits is it."""
 
 
-def found(reader: BoundedReader, head: bytes) -> Foreign | None:
-    """What of the table a file is; `head` is its beginning."""
-    for row in TABLE:
-        signed = any(_has(reader, offset, wanted) for offset, wanted in row.signatures)
-        if signed or (row.is_it and reader.size <= _LARGEST_TEXT and row.is_it(head)):
-            return row
-    return None
-
-
-def _has(reader: BoundedReader, offset: int, wanted: bytes) -> bool:
+def _has(reader: BoundedReader, head: bytes, offset: int, wanted: bytes) -> bool:
+    if 0 <= offset <= len(head) - len(wanted):
+        return head.startswith(wanted, offset)
     place = offset if offset >= 0 else reader.size + offset
     return 0 <= place <= reader.size - len(wanted) and reader.read(place, len(wanted)) == wanted
 
 
 def _recognize(row: Foreign, reader: BoundedReader, head: bytes) -> Match:
-    return Match.CERTAIN if found(reader, head) is row else Match.NO
+    """Whether a file fits a row; of those that fit, the first is it."""
+    signed = any(_has(reader, head, offset, wanted) for offset, wanted in row.signatures)
+    fits = signed or (row.is_it and reader.size <= _LARGEST_TEXT and row.is_it(head))
+    return Match.CERTAIN if fits else Match.NO
 
 
 def _finding(row: Foreign) -> Finding:

@@ -17,7 +17,7 @@ from build.formats.lib.format import Format, Kind, Machine, Match, Options, Targ
 from build.formats.lib.inner import Inner
 from build.formats.lib.pieces import Disk
 from build.formats.lib.reader import BoundedReader
-from build.formats.lib.tar import BLOCK, RECORD, Archive, is_tar, padded
+from build.formats.lib.tar import BLOCK, Archive, archive_size, is_tar, padded
 from build.formats.lib.writer import Shifted, Units, put
 from build.formats.raw import RawDisk, RawWriter
 
@@ -49,8 +49,7 @@ class GceWriter:
         head = tarfile.TarInfo(NAME)
         head.size, head.mtime = self.size, self.epoch
         put(self.file, 0, head.tobuf(tarfile.GNU_FORMAT))
-        end = BLOCK + padded(self.size) + 2 * BLOCK
-        self.file.truncate(-(-end // RECORD) * RECORD)
+        self.file.truncate(archive_size(BLOCK + padded(self.size)))
 
 
 def inner(reader: BoundedReader) -> tuple[Inner, ...]:

@@ -24,7 +24,7 @@ from build.formats.lib.format import OTHER, Format, Kind, Match, Options, Target
 from build.formats.lib.hardware import CLOUDSTACK
 from build.formats.lib.inner import Inner
 from build.formats.lib.reader import BoundedReader
-from build.formats.lib.tar import BLOCK, RECORD, VSPHERE, Archive, Member, is_tar, member_header, padded
+from build.formats.lib.tar import BLOCK, VSPHERE, Archive, Member, archive_size, is_tar, member_header, padded
 from build.formats.lib.writer import Units, put
 from build.formats.vmdk import VmdkDisk, VmdkWriter
 
@@ -93,7 +93,7 @@ class OvaWriter:
         put(self.file, self.mf_at, self._member(1, lines))
         put(self.file, self.vmdk_at - BLOCK, member_header(self.names[2], length, self.epoch))
         end = self.vmdk_at + padded(length)
-        self.file.truncate(-(-(end + 2 * BLOCK) // RECORD) * RECORD)
+        self.file.truncate(archive_size(end))
 
     def _member(self, number: int, content: bytes) -> bytes:
         return member_header(self.names[number], len(content), self.epoch) + content.ljust(

@@ -19,7 +19,7 @@ from build.formats.lib.inner import Inner
 from build.formats.lib.pieces import Disk
 from build.formats.lib.qcow2 import Qcow2Disk
 from build.formats.lib.reader import BoundedReader
-from build.formats.lib.tar import BLOCK, RECORD, Archive, is_tar, member_header, padded
+from build.formats.lib.tar import BLOCK, Archive, Member, archive_size, is_tar, member_header, padded
 from build.formats.lib.writer import Shifted, Units, Writer, put
 
 METADATA, VAGRANTFILE, OVF = "metadata.json", "Vagrantfile", "box.ovf"
@@ -58,8 +58,7 @@ class Box:
             put(self.file, offset, head + text.ljust(padded(len(text)), b"\0"))
             offset += BLOCK + padded(len(text))
         put(self.file, offset, member_header(self.disk, length, self.epoch))
-        end = self.base + padded(length) + 2 * BLOCK
-        self.file.truncate(-(-end // RECORD) * RECORD)
+        self.file.truncate(archive_size(self.base + padded(length)))
 
 
 class LibvirtWriter:
@@ -114,7 +113,7 @@ def _json(value: dict[str, Any]) -> bytes:
     return json.dumps(value, sort_keys=True).encode() + b"\n"
 
 
-def _names(archive: Archive) -> dict[str, Any]:
+def _names(archive: Archive) -> dict[str, Member]:
     """Members by their names without a leading `./`, as some tools pack them."""
     return {member.name.removeprefix("./"): member for member in archive.members}
 
@@ -122,10 +121,10 @@ def _names(archive: Archive) -> dict[str, Any]:
 def inner(reader: BoundedReader) -> tuple[Inner, ...]:
     """The box's disks; raises Damaged when there are none."""
     archive = Archive(reader)
-    names = [name for name in _names(archive) if name.lower().endswith(DISKS)]
-    if not names:
+    disks = [member for name, member in _names(archive).items() if name.lower().endswith(DISKS)]
+    if not disks:
         raise Damaged("archive", "no disk in the box", VAGRANT, "pack it again with its disk")
-    return tuple(archive.inner(_names(archive)[name]) for name in names)
+    return tuple(map(archive.inner, disks))
 
 
 def read(reader: BoundedReader) -> Disk:
@@ -160,7 +159,7 @@ def lint(reader: BoundedReader) -> Iterator[Finding]:
         yield Finding("warning", "archive", text, "Vagrant with VirtualBox", fix)
 
 
-def _lint_libvirt(archive: Archive, told: dict[str, Any], names: dict[str, Any]) -> Iterator[Finding]:
+def _lint_libvirt(archive: Archive, told: dict[str, Any], names: dict[str, Member]) -> Iterator[Finding]:
     several = told.get("disks")
     if not several and told.get("format") != "qcow2":
         yield Finding("error", METADATA, "the format is not qcow2", VAGRANT, 'write "format": "qcow2"')

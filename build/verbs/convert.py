@@ -25,6 +25,7 @@ from build.engine.render import render
 from build.engine.settings import Loaded, Settings
 from build.formats import FAMILIES, FORMATS, KINDS
 from build.formats.lib import outer as compression
+from build.formats.lib import unwrap
 from build.formats.lib.errors import Unsupported
 from build.formats.lib.format import Template
 from build.verbs import artifacts
@@ -282,7 +283,7 @@ def disk_number(text: str) -> int:
 
 def stem(name: str) -> str:
     """What files made of one are named after: its name without suffixes, fit for a file name."""
-    known = {*compression.KINDS, "xz", "tar", "tgz", "box", "img", "raw", "xva"}
+    known = {*unwrap.KINDS, "tgz", "img", "raw"}
     known |= {kind.suffix for kind in KINDS.values()}
     base = name
     while (end := base.rpartition("."))[0] and end[2].lower() in known:

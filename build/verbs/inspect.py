@@ -56,13 +56,12 @@ def status(seen: wire.Inspected) -> int:
 
 def judged(seen: wire.Inspected, places: Sequence[Place]) -> wire.Inspected:
     """The same for some places: what one of them refuses is an error, everything else is not."""
-    name = seen.file.rpartition("/")[2]
-    known = Seen(name, seen.outer, seen.format or "", seen.virtual_size or 0, seen.facts)
+    known = Seen(seen.outer, seen.format or "", seen.virtual_size or 0, seen.facts)
     found = [dict(finding) for finding in seen.findings]
     for finding in found:
-        whose = [place.title for place in places if minds(place, finding["refused_by"])]
+        minded = finding["lossy"] or any(minds(place, finding["refused_by"]) for place in places)
         if finding["severity"] != "info":
-            finding["severity"] = "error" if whose or finding["lossy"] else "info"
+            finding["severity"] = "error" if minded else "info"
     if seen.format:
         found += [refusal.as_json() for place in places for refusal in refusals(place, known)]
     return replace(seen, findings=tuple(found))

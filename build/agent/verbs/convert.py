@@ -46,10 +46,7 @@ class Output:
     folder: Path
     private: bool = False
     inner: BinaryIO | None = None
-    packed: BinaryIO | None = None
     writer: Writer | None = None
-    stack: contextlib.ExitStack = field(default_factory=contextlib.ExitStack)
-    """Holds what is open of it."""
     result: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -286,8 +283,8 @@ def _make(
         known: Known = {}
         for output in outputs:
             if output.compress:
-                output.stack = stack
-                _compress(output, known, pool, threads, request.epoch, emit)
+                packed = stack.enter_context(output.open(output.part))
+                _compress(output, packed, known, pool, threads, request.epoch, emit)
         for output in outputs:
             _describe(output, content, request, source, time.monotonic() - started)
     _publish(outputs)
@@ -474,18 +471,23 @@ Known = dict[tuple[int, int], outer.Origin]
 
 
 def _compress(
-    output: Output, known: Known, pool: ThreadPoolExecutor, threads: int, epoch: int, emit: Emit
+    output: Output,
+    packed: BinaryIO,
+    known: Known,
+    pool: ThreadPoolExecutor,
+    threads: int,
+    epoch: int,
+    emit: Emit,
 ) -> None:
     """Compress a proven disk file, and prove the result chunk by chunk against it."""
     assert output.inner is not None
     source = BoundedReader.whole(output.inner.fileno())
     packing = pace.Progress(f"compress {output.compress}", source.size, emit)
-    output.packed = output.stack.enter_context(output.open(output.part))
     layout = output.writer.layout if isinstance(output.writer, Laid) else ()
     told = outer.compress(
         output.compress,
         source,
-        output.packed,
+        packed,
         output.inner_name,
         epoch,
         pool,
@@ -494,13 +496,14 @@ def _compress(
         layout,
         known if output.compress == "bz2" else None,
     )
-    output.packed.flush()
-    made = BoundedReader.whole(output.packed.fileno())
+    packed.flush()
+    made = BoundedReader.whole(packed.fileno())
     checking = pace.Progress(f"verify {output.compress}", source.size, emit)
-    tasks = [pool.submit(os.fsync, output.packed.fileno()), pool.submit(_hash, output, made)]
+    count = len(told.chunks)
+    tasks = [pool.submit(os.fsync, packed.fileno()), pool.submit(_hash, output, made)]
     tasks += [
-        pool.submit(_compare_chunks, output, source, made, told, range(low, low + 16), checking)
-        for low in range(0, len(told.chunks), 16)
+        pool.submit(_compare_chunks, output, source, made, told, range(low, min(low + 16, count)), checking)
+        for low in range(0, count, 16)
     ]
     _wait_for(tasks)
     if output.compress == "bz2":
@@ -520,8 +523,6 @@ def _compare_chunks(
     progress: pace.Progress,
 ) -> None:
     for number in numbers:
-        if number >= len(told.chunks):
-            return
         chunk, place = told.chunks[number], told.places[number]
         packed = made.read(place, told.places[number + 1] - place)
         content = source.read(chunk.offset, chunk.length)

@@ -9,7 +9,7 @@ from __future__ import annotations
 import contextlib
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import BinaryIO
@@ -17,7 +17,6 @@ from typing import BinaryIO
 from build import wire
 from build.agent import files, image
 from build.agent.events import Emit, Failure
-from build.agent.guest import media
 from build.formats import ova, vmdk
 from build.formats.lib import manifest, ovf, pieces, repair, tar
 from build.formats.lib.errors import Unsupported
@@ -75,7 +74,8 @@ def _repair(
     reader: BoundedReader, request: wire.Repair, output: Path, emit: Emit, stack: contextlib.ExitStack
 ) -> wire.Repaired:
     archive = tar.Archive(reader)
-    bench = _Bench(archive, ova.plain_files(archive), request.work or image.SPACE, emit, stack)
+    how = stack.enter_context(image.opener(emit, work=request.work))
+    bench = _Bench(archive, ova.plain_files(archive), how)
     described = ova.find_descriptor(bench.members)
     if described is None:
         raise Damaged("archive", "no OVF descriptor in the archive", fix="put in the .ovf")
@@ -147,19 +147,13 @@ class _Bench:
 
     archive: tar.Archive
     members: dict[str, tar.Member]
-    work: str
-    emit: Emit
-    stack: contextlib.ExitStack
+    how: image.Opener
     changes: list[str] = field(default_factory=list)
 
-    def space(self) -> BinaryIO:
-        """A file without a name that lasts as long as the work."""
-        return self.stack.enter_context(tempfile.TemporaryFile(dir=self.work))
-
-    def keep(self, blocks: Iterable[bytes]) -> BoundedReader:
+    def keep(self, content: bytes) -> BoundedReader:
         """A reader of bytes that were made here."""
-        space = self.space()
-        space.writelines(blocks)
+        space = self.how.space()
+        space.write(content)
         space.flush()
         return BoundedReader.whole(space.fileno())
 
@@ -186,7 +180,7 @@ def _parts(bench: _Bench, described: tar.Member, hardware: int) -> list[Part]:
             referenced[part.name] = part
     text, edits = repair.edit_descriptor(content, stored, hardware)
     bench.changes += edits
-    parts = [Part(_flat(described.name), bench.keep([text])), *referenced.values()]
+    parts = [Part(_flat(described.name), bench.keep(text)), *referenced.values()]
     for name, member in bench.members.items():
         if member.name in used or name.lower().endswith(".mf"):
             continue
@@ -212,15 +206,13 @@ def _one(
     content = windows[0]
     if file.chunk and name.endswith(ovf.CHUNK.format(0)):
         name = name.rpartition(".")[0]
-        content = bench.keep(data for window in windows for data in Part(name, window).blocks())
+        content = bench.how.join(windows)
         bench.changes.append(f"{name}: {len(windows)} chunk{'s' if len(windows) > 1 else ''} joined")
     if not is_disk:
         return Part(name, content), 0
     if content.size >= 3 and content.read(0, 3) == ova.GZIP:
         name = name.removesuffix(".gz")
-        space = bench.space()
-        media.expand("gz", content, space, bench.emit)
-        content = BoundedReader.whole(space.fileno())
+        content = bench.how.expand("gz", content)
         bench.changes.append(f"{name}: the disk is unpacked")
     patches = tuple(_patches(name, content, bench.changes))
     _check_disk(name, content, bool(patches))
@@ -293,8 +285,7 @@ def _archive(file: BinaryIO, parts: list[Part], epoch: int, emit: Emit) -> None:
     if len(parts) == 1:
         place = file.tell()
         file.seek(tar.BLOCK + tar.padded(len(lines)), os.SEEK_CUR)
-    end = file.tell() + 2 * tar.BLOCK
-    file.truncate(-(-end // tar.RECORD) * tar.RECORD)
+    file.truncate(tar.archive_size(file.tell()))
     rows = zip(parts, digests, strict=True)
     written = "".join(manifest.line(part.name, digest) for part, digest in rows).encode()
     file.seek(place)

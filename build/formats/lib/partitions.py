@@ -19,7 +19,9 @@ SECTOR = 512
 OTHER = 4096
 """Bytes of the other logical sector that there is."""
 EVERYBODY = "every hypervisor"
-_SIGNATURE, _GPT = b"\x55\xaa", b"EFI PART"
+BOOT_SIGNATURE = b"\x55\xaa"
+"""At byte 510 of a disk that a BIOS boots, and of every boot record."""
+_GPT = b"EFI PART"
 _PROTECTIVE, _EXTENDED = 0xEE, (0x05, 0x0F, 0x85)
 _MOST_LOGICAL = 128
 _LARGEST_TABLE = 1 << 20
@@ -77,7 +79,7 @@ def lint(disk: Disk) -> Iterator[Finding]:
             f"partition the disk for sectors of {sector} bytes",
             lossy=True,
         )
-    elif head[510:512] != _SIGNATURE or any(head.startswith(name, at) for at, name in _FILE_SYSTEMS):
+    elif head[510:512] != BOOT_SIGNATURE or any(head.startswith(name, at) for at, name in _FILE_SYSTEMS):
         yield Finding("info", "guest byte 0x1fe", "no partition table", "", "")
     else:
         yield from _lint_mbr(disk, sector)
@@ -106,7 +108,7 @@ def _logical(disk: Disk, sector: int, extended: int) -> Iterator[tuple[int, int,
     place, visited = extended, {0}
     for number in range(5, 5 + _MOST_LOGICAL):
         record = read_guest(disk, place * sector, SECTOR)
-        if place in visited or record[510:512] != _SIGNATURE:
+        if place in visited or record[510:512] != BOOT_SIGNATURE:
             return
         visited.add(place)
         (kind, start, count), (_, following, more) = list(_rows(record))[:2]

@@ -20,8 +20,6 @@ EVERYBODY = ("every reader", "every importer", "every hypervisor", "UEFI", "BIOS
 class Seen:
     """What is known of a file when a place judges it."""
 
-    name: str
-    """The file's own, without its folder."""
     outer: str
     """Compression or archive around it; empty: none."""
     kind: str

@@ -70,6 +70,11 @@ def padded(size: int) -> int:
     return -(-size // BLOCK) * BLOCK
 
 
+def archive_size(end: int) -> int:
+    """Bytes of an archive whose members take `end`: two blocks of zeros follow, to whole records."""
+    return -(-(end + 2 * BLOCK) // RECORD) * RECORD
+
+
 @dataclass(frozen=True)
 class Member:
     """A file in the archive and what its headers say."""

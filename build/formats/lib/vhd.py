@@ -272,12 +272,12 @@ def buried_footer(reader: BoundedReader) -> int:
     raw = content[place : place + 512]
     if place < 0 or start + place == 0 or place % SECTOR or len(raw) < 512:
         return 0
-    return start + place if checksum(raw[:64] + bytes(4) + raw[68:]) == stored_checksum(raw) else 0
+    return start + place if is_sound(raw) else 0
 
 
-def stored_checksum(raw: bytes) -> int:
-    """The checksum that a footer holds."""
-    return int.from_bytes(raw[64:68], "big")
+def is_sound(raw: bytes) -> bool:
+    """Whether a footer's checksum is right."""
+    return checksum(raw[:64] + bytes(4) + raw[68:]) == int.from_bytes(raw[64:68], "big")
 
 
 def read_header(reader: BoundedReader, offset: int) -> Header:
