@@ -316,9 +316,7 @@ class Layer(Request[Built]):
     script: str
     files: Mapping[str, File]
     bootstrap: bool
-    """Whether it is the lowest one, built in a plain directory or in memory."""
-    expected_bytes: int
-    """Of its tree; decides whether memory is plenty."""
+    """Whether it is the lowest one, built in a plain directory."""
     epoch: int
     record: Mapping[str, Any]
     """What is kept with the layer, for `inv why`."""

@@ -31,10 +31,7 @@ import warnings as warnings  # os.execvp asks for it, too late to find it
 from collections.abc import Iterator, Sequence
 from typing import NoReturn
 
-HIDDEN = (
-    *("ROOT", "FILES", "WORK", "TMPDIR", "SECRETS", "PYTHON", "DEBS", "OUT", "COPY_TREE", "TARGET"),
-    "ENTER",
-)
+HIDDEN = ("ROOT", "FILES", "WORK", "TMPDIR", "SECRETS", "PYTHON", "DEBS", "OUT", "ENTER")
 """Variables of a step that name folders of the host: initramfs-tools writes a ROOT into what it makes."""
 
 KEPT = {

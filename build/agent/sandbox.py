@@ -69,19 +69,16 @@ class BuildPaths:
 class Tree:
     """What is mounted at MOUNTPOINT: layers (top first), and an upper directory if it may be changed.
 
-    Without layers the upper directory itself is the tree; `memory` puts it into a tmpfs instead.
+    Without layers the upper directory itself is the tree.
     """
 
     lower: tuple[Path, ...] = ()
     upper: Path | None = None
     work: Path | None = None
-    memory: bool = False
     options: str = ""
 
     def mount(self, place: BuildPaths) -> list[str]:
         """Shell lines that mount it at `$ROOT`."""
-        if self.memory:
-            return ['mount -t tmpfs -o mode=755,size=90%,nr_inodes=0 tmpfs "$ROOT"']
         if not self.lower or not place.overlay:
             only = self.upper or self.lower[0]
             lines = [f'mount --bind {shlex.quote(str(only))} "$ROOT"']
@@ -183,12 +180,11 @@ def run(
     emit: Emit,
     label: str,
     before: Sequence[str] = (),
-    after: Sequence[str] = (),
 ) -> Outcome:
     """Mount the tree, run the script as the first process of its namespaces, and gather what it says.
 
     Of the host's files, those below `part` can be changed in there. stdout and stderr go to `log`. `before`
-    and `after` are shell lines around the script, in the same mounts.
+    are shell lines ahead of the script, in the same mounts.
     """
     log.parent.mkdir(parents=True, exist_ok=True)
     with files.scratch(place.location, ".run-") as folder:
@@ -203,11 +199,11 @@ def run(
                 part,
                 {**variables, "ENTER": str(ENTER), "MODE": place.mode},
                 before,
-                after,
             ),
             encoding="utf-8",
         )
-        with log.open("wb") as sink:
+        log.write_bytes(b"")
+        with log.open("ab") as sink:  # several write to it, each at its end
             killed = memory.kills()
             read, write = os.pipe()
             child = process.start(
@@ -230,7 +226,6 @@ def _enter(
     part: Path,
     variables: Mapping[str, str],
     before: Sequence[str],
-    after: Sequence[str],
 ) -> str:
     exports = [f"export {name}={shlex.quote(value)}" for name, value in variables.items()]
     return "\n".join(
@@ -245,7 +240,6 @@ def _enter(
             *tree.mount(place),
             *before,
             f"bash {shlex.quote(str(script))}",
-            *after,
             "",
         ]
     )

@@ -1,8 +1,9 @@
 """Install the packages into the lowest layer: a Debian system of exactly the resolved set.
 
-The bootstrap tool (mmdebstrap or debootstrap) makes the base system, while all other packages are
-unpacked in parallel beside it; dpkg then configures them in one go. Both tools give the same tree.
-A set that the parallel way refuses is installed by apt on the same base.
+The base system is unpacked first; while dpkg configures it, all other packages are unpacked in parallel, and
+dpkg then configures them in one go. What their scripts ask for again and again is done beside it. mmdebstrap
+or debootstrap can make the base instead: then the scripts do all their work themselves, and the tree is the
+same. A set that the parallel way refuses is installed by apt.
 """
 
 from __future__ import annotations
@@ -17,11 +18,21 @@ from build.engine.resolution import Resolution
 from build.engine.settings import Loaded, Settings
 
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
-CHROOT = Path(__file__).with_name("chroot")
+HELPERS = ("chroot", "later", "warm")
+"""Programs that stand in for one of the host or of the tree."""
 REFUSED = 10
 """What unpack.py ends with when it leaves a set to dpkg."""
 LINKS = {"amd64": "bin sbin lib lib64", "i386": "bin sbin lib"}
 """What a merged /usr makes links of."""
+DEFERRED = ("py3compile", "depmod", "systemd-hwdb")
+"""Programs that scripts of packages call for something that no other package's script reads."""
+WARMED = ("deb-systemd-helper", "addgroup", "adduser", "a2enconf", "a2enmod", "update-rc.d")
+"""Programs in Perl that scripts of packages call again and again."""
+MODULES = (
+    *("Cwd", "Data::Dumper", "File::Basename", "File::Path", "File::Spec", "File::Temp", "Getopt::Long"),
+    *("I18N::Langinfo", "POSIX"),
+)
+"""What they load; one that is missing is left to them."""
 ANSWERS = (
     # The package would save the build host's firewall rules into the image.
     "iptables-persistent iptables-persistent/autosave_v4 boolean false",
@@ -43,7 +54,7 @@ def step(loaded: Loaded, resolution: Resolution) -> Step:
     settings = loaded.settings
     files = {
         **script.programs(__file__, "nosync.py"),
-        "chroot": File(CHROOT.read_bytes(), 0o755),
+        **{name: File(Path(__file__).with_name(name).read_bytes(), 0o755) for name in HELPERS},
         "lock": File(resolution.lock().encode()),
         "set.json": File(_set(settings, resolution).encode()),
         "answers": File("".join(f"{line}\n" for line in ANSWERS).encode()),
@@ -58,6 +69,9 @@ def step(loaded: Loaded, resolution: Resolution) -> Step:
         archs=debian.architectures(settings.arch, settings.package_list),
         exactly=[f"{package.name}:{_native(package.arch, settings)}={package.version}" for package in rest],
         links=LINKS[settings.arch],
+        deferred=DEFERRED,
+        warmed=WARMED,
+        modules=MODULES,
         total=len(rest),
         refused=REFUSED,
     )

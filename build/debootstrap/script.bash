@@ -1,11 +1,16 @@
 #!/bin/bash
-# Parameters: SUITE ARCH TOOL ARCHS EXACTLY LINKS TOTAL REFUSED
+# Parameters: SUITE ARCH TOOL ARCHS EXACTLY LINKS DEFERRED WARMED MODULES TOTAL REFUSED
 if [[ -z ${QUIET:-} ]]; then
     # What is cut off is thrown away: nothing in here needs to wait for the disk.
     export QUIET=1
     exec "$PYTHON" -I "$FILES/nosync.py" bash "$0"
 fi
-command -v "$TOOL" >/dev/null || fail "$TOOL is missing on the build host" "install $TOOL"
+
+need_tool() {
+    [[ $TOOL == builtin ]] || command -v "$TOOL" >/dev/null ||
+        fail "$TOOL is missing on the build host" "install $TOOL"
+}
+need_tool
 
 export REFUSED
 export INITRD=No # one initramfs is made later, in a layer of its own
@@ -14,19 +19,45 @@ stage=$ROOT/.stage # beside the tree, so that files are moved and never copied
 repository=$WORK/repository
 diversions=$ROOT/var/lib/dpkg/diversions
 
-# alone TOOL [ARGUMENT...]: run a tool whose mounts go with it. Its chroot(8) is ours, wherever it looks for it,
-# and what is unpacked meanwhile is not for the tree's programs. mmdebstrap wants numbers of one digit for its own
-# descriptors.
-alone() {
+# unseen COMMAND [ARGUMENT...]: run what must not see, let alone change, the packages that are unpacked meanwhile
+unseen() {
     # shellcheck disable=SC2016  # expanded by the inner shell
-    unshare --mount --propagation private sh -euc '
-        mount --bind "$FILES/chroot" "$(command -v chroot)"
-        mount -t tmpfs -o ro tmpfs "$0"
-        exec "$@"
-    ' "$stage" "$@" 8<&-
+    unshare --mount --propagation private sh -euc 'mount -t tmpfs -o ro tmpfs "$0"; exec "$@"' "$stage" "$@"
 }
 
-# no tool takes a space in the path of a repository
+# in_base COMMAND [ARGUMENT...]: in_tree, while only the base is there
+in_base() { unseen "$PYTHON" -I -S -B "$ENTER" "$ROOT" "$@" </dev/null; }
+
+# alone TOOL [ARGUMENT...]: run a bootstrap tool. Its chroot(8) is ours, wherever it looks for it. mmdebstrap wants
+# numbers of one digit for its own descriptors.
+alone() {
+    # shellcheck disable=SC2016  # expanded by the inner shell
+    unseen sh -euc 'mount --bind "$FILES/chroot" "$(command -v chroot)"; exec "$@" 8<&-' sh "$@"
+}
+
+# run_preinsts WHERE: of what has just been entered into dpkg's database
+run_preinsts() {
+    "$1" sh /var/lib/dpkg/preinst-runner
+    rm "$ROOT/var/lib/dpkg/preinst-runner"
+}
+
+# what can be done of the base before there is a tree
+begin_base() {
+    if [[ $TOOL == builtin ]]; then
+        "$PYTHON" -I "$FILES/unpack.py" base "$wanted" "$ROOT" "$WORK/base"
+    else
+        "$PYTHON" -I "$FILES/unpack.py" repository "$wanted" "$repository"
+    fi
+}
+
+# the base by ourselves: dpkg, which is in it, learns of the packages that are unpacked, and configures them
+configure_base() {
+    "$PYTHON" -I "$FILES/unpack.py" begin "$wanted" "$ROOT" "$WORK/base"
+    run_preinsts in_base
+    in_base dpkg --force-confdef --force-confold --configure -a
+}
+
+# the base by another tool; none takes a space in the path of a repository
 make_base() {
     local neutral=/proc/$$/fd/8
     case $TOOL in
@@ -57,10 +88,10 @@ configure() {
 }
 
 prepare_base() {
-    make_base
+    if [[ $TOOL == builtin ]]; then configure_base; else make_base; fi
     # Services never start. A key that is there is not made: keys of the build never reach an image.
     # shellcheck disable=SC2016  # expanded by the inner shell
-    in_tree sh -euc '
+    in_base sh -euc '
         printf "#!/bin/sh\nexit 101\n" >/usr/sbin/policy-rc.d
         chmod 755 /usr/sbin/policy-rc.d
         printf "%s\n" "$1" | debconf-set-selections
@@ -75,7 +106,7 @@ with_apt() {
     note "a package has to be left to dpkg: starting over with apt"
     find "$ROOT" -mindepth 1 -delete
     rm -rf "$repository"
-    "$PYTHON" -I "$FILES/unpack.py" repository "$wanted" "$repository"
+    begin_base
     mkdir "$stage"
     prepare_base
     rmdir "$stage"
@@ -94,36 +125,60 @@ with_apt() {
     rm -r "$ROOT/.repository"
 }
 
-"$PYTHON" -I "$FILES/unpack.py" repository "$wanted" "$repository"
-mkdir "$stage"
-nice -n 10 "$PYTHON" -I "$FILES/unpack.py" stage "$wanted" "$stage" "$WORK/unpacked" & # the base is the longer chain
-unpacking=$!
-prepare_base
 outcome=0
-wait "$unpacking" || outcome=$?
+begin_base || outcome=$?
+if ((outcome == REFUSED)); then
+    TOOL=mmdebstrap
+    need_tool
+fi
+if ((outcome == 0)); then
+    mkdir "$stage"
+    # the base is the longer chain
+    nice -n 10 "$PYTHON" -I "$FILES/unpack.py" stage "$wanted" "$stage" "$WORK/unpacked" &
+    unpacking=$!
+    prepare_base
+    wait "$unpacking" || outcome=$?
+fi
 if ((outcome == 0)); then
     "$PYTHON" -I "$FILES/unpack.py" merge "$wanted" "/${stage##*/}" "$WORK/unpacked" "$ROOT" || outcome=$?
 fi
 if ((outcome == 0)); then
     rm -rf "$stage"
     cp "$diversions" "$WORK/diversions"
-    in_tree sh /var/lib/dpkg/preinst-runner
-    rm "$ROOT/var/lib/dpkg/preinst-runner"
+    run_preinsts in_tree
     # dpkg would have diverted such files while it unpacked them
     cmp "$diversions" "$WORK/diversions" || outcome=$REFUSED
 fi
-# dpkg keeps one core busy: another copies what is there to the disk
-configure_all() {
-    local copying=
-    if [[ -n ${COPY_TREE:-} ]]; then
-        nice -n 10 "$PYTHON" -I -B "$COPY_TREE" "$ROOT" "$TARGET" "$WORK/copied" &
-        copying=$!
-    fi
-    configure dpkg --force-confdef --force-confold --status-fd 9 --configure -a
-    [[ -z $copying ]] || wait "$copying"
+
+everything=(dpkg --force-confdef --force-confold --status-fd 9 --configure -a)
+# dpkg keeps one core busy: another does what nobody waits for
+configure_quickly() {
+    mkdir "$ROOT/.later"
+    cp "$FILES/later" "$FILES/warm" "$ROOT/.later"
+    # shellcheck disable=SC2016  # expanded by the inner shell
+    in_tree sh -euc '
+        : >/.later/queue
+        program=later
+        for name in "$@"; do
+            if [ "$name" = -- ]; then
+                program=warm
+            elif command -v "$name" >/dev/null; then
+                ln -s "$program" "/.later/$name"
+            fi
+        done
+    ' sh "${DEFERRED[@]}" -- "${WARMED[@]}"
+    in_tree sh /.later/later run &
+    working=$!
+    # shellcheck disable=SC2016  # expanded by the inner shell
+    configure sh -c '
+        /.later/warm serve $0 9>&- &
+        PATH=/.later:$PATH exec "$@"
+    ' "${MODULES[*]}" "${everything[@]}"
+    : >"$ROOT/.later/done"
 }
+working=
 case $outcome in
-    0) configure_all ;;
+    0) if [[ $TOOL == builtin ]]; then configure_quickly; else configure "${everything[@]}"; fi ;;
     "$REFUSED") with_apt ;;
     *) exit "$outcome" ;;
 esac
@@ -133,4 +188,8 @@ in_tree dpkg --audit >"$WORK/audit"
 [[ ! -s $WORK/audit ]] || fail "dpkg finds packages that are not whole" "read the log of this step"
 # shellcheck disable=SC2016  # dpkg-query's own variables
 in_tree dpkg-query --show -f '${Package} ${Version} ${Architecture} ${db:Status-Status}\n' >"$WORK/installed"
+if [[ -n $working ]]; then
+    wait "$working"
+    rm -r "$ROOT/.later"
+fi
 "$PYTHON" -I "$FILES/tidy.py" "$wanted" "$WORK/installed" "$ROOT"

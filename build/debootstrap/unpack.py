@@ -1,4 +1,4 @@
-"""Unpack packages in parallel beside a base system, then hand them to dpkg as if it had unpacked them.
+"""Unpack packages in parallel, then hand them to dpkg as if it had unpacked them.
 
 dpkg unpacks one package after another and most of its time goes into forks and journals, not into
 files. What it leaves behind is known (deb(5), dpkg's doc/triggers.txt, deb-conffiles(5)): files,
@@ -6,6 +6,8 @@ files. What it leaves behind is known (deb(5), dpkg's doc/triggers.txt, deb-conf
 leaves the same behind, on all cores, and everything that runs maintainer scripts stays dpkg's own
 work. It refuses what it does not understand, so that the caller can take the ordinary way.
 
+    unpack.py base SET ROOT NOTES           unpack the base's packages of SET into ROOT, an empty folder
+    unpack.py begin SET ROOT NOTES          begin dpkg's database with them, and write what runs their preinst
     unpack.py stage SET STAGE NOTES         unpack the packages of SET that are not of the base into STAGE
     unpack.py merge SET STAGE NOTES ROOT    move STAGE, a path in the tree, into the tree, enter the packages
                                             into dpkg's database, and write what runs their preinst to
@@ -35,7 +37,7 @@ from collections.abc import Callable, Iterable, Iterator, Mapping
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 if not __package__:  # run as a program: what it shares with others lies beside it
     sys.path.insert(0, os.path.dirname(__file__))
@@ -59,6 +61,14 @@ class ChangedPackage(Exception):
 
 class UnsupportedPackage(Exception):
     """A package holds something that this tool leaves to dpkg."""
+
+
+class ControlFile(NamedTuple):
+    """A control file: content, mode, and time of its last change in seconds since 1970; None: now."""
+
+    content: bytes
+    mode: int = 0o644
+    mtime: int | None = None
 
 
 @dataclass(frozen=True)
@@ -128,8 +138,8 @@ def sound(package: str) -> Iterator[None]:
         raise UnsupportedPackage(f"{package} is broken: {error}") from error
 
 
-def control_of(path: Path, sha256: str) -> dict[str, tuple[bytes, int]]:
-    """The control files of a package, with their modes."""
+def control_of(path: Path, sha256: str) -> dict[str, ControlFile]:
+    """The control files of a package."""
     with signed(path, sha256) as file, sound(path.name):
         for name, size in members(file):
             if name.startswith("control.tar"):
@@ -137,14 +147,15 @@ def control_of(path: Path, sha256: str) -> dict[str, tuple[bytes, int]]:
     raise UnsupportedPackage(f"{path.name} has no control files")
 
 
-def read_control(file: IO[bytes], name: str, size: int) -> dict[str, tuple[bytes, int]]:
+def read_control(file: IO[bytes], name: str, size: int) -> dict[str, ControlFile]:
     """Read the control member that the file stands at."""
     found = {}
     with tar_of(file, name, size) as tar:
         for info in tar:
             content = tar.extractfile(info) if info.isfile() else None
             if content:
-                found[os.path.basename(info.name)] = (content.read(), info.mode & 0o777)
+                name = os.path.basename(info.name)
+                found[name] = ControlFile(content.read(), info.mode & 0o777, int(info.mtime))
     return found
 
 
@@ -154,12 +165,12 @@ def read_control(file: IO[bytes], name: str, size: int) -> dict[str, tuple[bytes
 def unpack(path: Path, sha256: str, stage: Path) -> Unpacked:
     """Unpack one package below `stage`; other packages are unpacked there at the same time."""
     with signed(path, sha256) as file, sound(path.name):
-        controls: dict[str, tuple[bytes, int]] = {}
+        controls: dict[str, ControlFile] = {}
         for name, size in members(file):
             if name.startswith("control.tar"):
                 controls = read_control(file, name, size)
             elif name.startswith("data.tar"):
-                control = controls.pop("control")[0].decode().strip("\n")
+                control = controls.pop("control").content.decode().strip("\n")
                 fields = debian.fields(control)
                 conffiles = parse_conffiles(text_of(controls, "conffiles"), path.name)
                 preinst = text_of(controls, "preinst")
@@ -167,10 +178,8 @@ def unpack(path: Path, sha256: str, stage: Path) -> Unpacked:
                 with tar_of(file, name, size) as tar:
                     files, folders, sums = extract(tar, stage, frozenset(conffiles), summing=summing)
                 if summing:
-                    controls["md5sums"] = (
-                        "".join(f"{sum_}  {name}\n" for name, sum_ in sums).encode(),
-                        0o644,
-                    )
+                    lines = "".join(f"{sum_}  {name}\n" for name, sum_ in sums)
+                    controls["md5sums"] = ControlFile(lines.encode())
                 key = fields["Package"]
                 if fields.get("Multi-Arch") == "same":
                     key = f"{key}:{fields['Architecture']}"
@@ -188,9 +197,9 @@ def unpack(path: Path, sha256: str, stage: Path) -> Unpacked:
     raise UnsupportedPackage(f"{path.name} has no data")
 
 
-def text_of(controls: Mapping[str, tuple[bytes, int]], name: str) -> str:
+def text_of(controls: Mapping[str, ControlFile], name: str) -> str:
     """A control file as text, empty when it is not there."""
-    return controls.get(name, (b"", 0))[0].decode("utf-8", "surrogateescape")
+    return controls.get(name, ControlFile(b"")).content.decode("utf-8", "surrogateescape")
 
 
 def parse_conffiles(text: str, package: str) -> tuple[str, ...]:
@@ -281,23 +290,22 @@ def write_file(tar: tarfile.TarFile, info: tarfile.TarInfo, target: str, tell: T
         os.close(handles[0])
 
 
-def write_info(
-    folder: Path, key: str, controls: Mapping[str, tuple[bytes, int]], files: Iterable[str]
-) -> None:
+def write_info(folder: Path, key: str, controls: Mapping[str, ControlFile], files: Iterable[str]) -> None:
     """Write a package's control files where dpkg keeps them."""
-    for name, (content, mode) in controls.items():
+    for name, file in controls.items():
         path = folder / f"{key}.{name}"
-        path.write_bytes(content)
-        path.chmod(mode)
+        path.write_bytes(file.content)
+        path.chmod(file.mode)
+        if file.mtime is not None:
+            os.utime(path, (file.mtime, file.mtime))
     listed = folder / f"{key}.list"
     listed.write_text("".join(f"{path}\n" for path in files), encoding="utf-8", errors="surrogateescape")
 
 
-def stage(wanted: Mapping[str, Any], debs: Path, folder: Path) -> list[Unpacked]:
-    """Unpack every package that is not of the base into `folder`, the largest first."""
+def stage(packages: Iterable[Mapping[str, Any]], debs: Path, folder: Path) -> list[Unpacked]:
+    """Unpack packages into `folder`, the largest first."""
     prepare(folder)
-    packages = [package for package in wanted["packages"] if not package["base"]]
-    packages.sort(key=lambda package: -package["size"])
+    packages = sorted(packages, key=lambda package: -package["size"])
     total, done = sum(package["size"] for package in packages), 0
     unpacked = []
     with ProcessPoolExecutor(len(os.sched_getaffinity(0))) as pool:
@@ -323,6 +331,24 @@ def prepare(folder: Path) -> None:
 # --- merge -----------------------------------------------------------------------------------------
 
 
+def begin(unpacked: list[Unpacked], root: Path) -> None:
+    """Begin dpkg's database with the base, which lies in the tree already.
+
+    As with every bootstrap tool, the base's scripts find its conffiles from the first one on.
+    """
+    ordered = by_dependency(unpacked)
+    dress(ordered, root)
+    for package in ordered:
+        for conffile in package.conffiles:
+            path = real(root, conffile)
+            os.link(f"{path}.dpkg-new", path)
+    (root / "etc/fstab").write_text("# UNCONFIGURED FSTAB FOR BASE SYSTEM\n", encoding="utf-8")
+    database = root / "var/lib/dpkg"
+    for name in ("triggers", "updates"):
+        (database / name).mkdir(exist_ok=True)
+    register(ordered, database)
+
+
 def merge(unpacked: list[Unpacked], stage: Path, root: Path) -> None:
     """Move what was staged into the tree and tell dpkg's database that it is unpacked."""
     database = root / "var/lib/dpkg"
@@ -332,6 +358,13 @@ def merge(unpacked: list[Unpacked], stage: Path, root: Path) -> None:
         (stage / name).unlink()
         if not (root / name).is_symlink() and not any((stage / "usr" / name).iterdir()):
             (stage / "usr" / name).rmdir()
+    dress(ordered, stage)
+    move(stage, root)
+    register(ordered, database)
+
+
+def dress(ordered: Iterable[Unpacked], stage: Path) -> None:
+    """Give each folder what the first of its packages says, as dpkg does."""
     first: dict[str, tuple[int, int, int]] = {}
     for package in ordered:
         for path, owner in package.folders.items():
@@ -341,7 +374,10 @@ def merge(unpacked: list[Unpacked], stage: Path, root: Path) -> None:
         if folder.is_dir():
             os.chown(folder, uid, gid)
             folder.chmod(mode)
-    move(stage, root)
+
+
+def register(ordered: list[Unpacked], database: Path) -> None:
+    """Tell dpkg that these are unpacked."""
     append(database / "status", "".join(f"\n{stanza(package)}" for package in ordered))
     write_triggers(ordered, database)
     (database / "preinst-runner").write_text(runner(ordered), encoding="utf-8")
@@ -475,7 +511,8 @@ def runner(unpacked: Iterable[Unpacked]) -> str:
     for package in unpacked:
         if package.preinst:
             lines.append(
-                f"DPKG_MAINTSCRIPT_PACKAGE={package.fields['Package']} DPKG_MAINTSCRIPT_PACKAGE_REFCOUNT=1"
+                f"DEBCONF_PACKAGE={package.fields['Package']}"
+                f" DPKG_MAINTSCRIPT_PACKAGE={package.fields['Package']} DPKG_MAINTSCRIPT_PACKAGE_REFCOUNT=1"
                 f" DPKG_MAINTSCRIPT_ARCH={package.fields['Architecture']}"
                 f" /var/lib/dpkg/info/{package.key}.preinst install"
                 f" || {{ echo '{package.key}: preinst failed'; exit 1; }}"
@@ -504,7 +541,9 @@ def repository(wanted: Mapping[str, Any], debs: Path, folder: Path, *, everythin
     (folder / "pool").symlink_to(debs)
     entries = []
     for package in packages:
-        control = control_of(debs / package["file"], package["sha256"])["control"][0].decode().strip("\n")
+        control = (
+            control_of(debs / package["file"], package["sha256"])["control"].content.decode().strip("\n")
+        )
         if package["base"]:
             # debootstrap unpacks what is required before it runs anything, and it knows no other way to be
             # told than this field; `restore` sets it right in dpkg's records. mmdebstrap does so with what is
@@ -540,7 +579,7 @@ def restore(wanted: Mapping[str, Any], debs: Path, root: str) -> None:
     priorities = {}
     for package in wanted["packages"]:
         if package["base"]:
-            control = control_of(debs / package["file"], package["sha256"])["control"][0].decode()
+            control = control_of(debs / package["file"], package["sha256"])["control"].content.decode()
             fields = debian.fields(control)
             priorities[package["name"]] = fields.get("Priority", "")
     inside.enter(root)
@@ -569,14 +608,18 @@ def main() -> int:
             repository(wanted, debs, Path(sys.argv[3]), everything="--all" in sys.argv)
         elif verb == "restore":
             restore(wanted, debs, sys.argv[3])
-        elif verb == "stage":
-            notes = Path(sys.argv[4])
-            notes.write_bytes(pickle.dumps(stage(wanted, debs, Path(sys.argv[3]))))
+        elif verb in ("base", "stage"):
+            packages = [package for package in wanted["packages"] if package["base"] == (verb == "base")]
+            Path(sys.argv[4]).write_bytes(pickle.dumps(stage(packages, debs, Path(sys.argv[3]))))
         else:
             # Never in the tree, whose own programs could write it: it is code to whoever reads it.
             unpacked = pickle.loads(Path(sys.argv[4]).read_bytes())
-            inside.enter(sys.argv[5])
-            merge(unpacked, Path(sys.argv[3]), Path("/"))
+            if verb == "begin":
+                inside.enter(sys.argv[3])
+                begin(unpacked, Path("/"))
+            else:
+                inside.enter(sys.argv[5])
+                merge(unpacked, Path(sys.argv[3]), Path("/"))
     except UnsupportedPackage as reason:
         print(f"left to dpkg: {reason}")
         return int(os.environ["REFUSED"])

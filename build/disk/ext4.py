@@ -44,6 +44,8 @@ ATTRIBUTE_NAMES = {
     7: "system.",
 }
 """What an attribute's name begins with, by its index."""
+UNCOUNTED = "ssv kbytes_written 0"
+"""Command for debugfs: forget how much was ever written, which tells how the tree lay on the host's disk."""
 BLOCK = 4096
 ROOT_INODE = 2
 FIRST_FREE = 11
@@ -251,7 +253,7 @@ def main(plan_path: str, asked_path: str, stage: str, grub: str = "") -> None:
     watch.start()
     make(tools, place)
     watch.stop()
-    commands: list[str] = []
+    commands = [UNCOUNTED]
     with open(image, "rb") as disk:
         for number, inode in inodes(disk, offset):
             commands += settle_attributes(number, attributes(disk, offset, inode), folder)

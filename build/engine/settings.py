@@ -183,7 +183,7 @@ class Settings(Part):
     """What the image's own sources list says; empty means Debian's own mirror name."""
     kernel_cmdline: str = "console=tty0 console=ttyS0,115200n8 net.ifnames=0 biosdevname=0"
     """Arguments of the kernel, the same under BIOS and UEFI."""
-    bootstrap: Literal["mmdebstrap", "debootstrap"] = "mmdebstrap"
+    bootstrap: Literal["builtin", "mmdebstrap", "debootstrap"] = "builtin"
     """Tool that unpacks the base system; the result is the same."""
     rootfs: tuple[str, ...] = ()
     """Overlay folders laid over the tree in this order, relative to the image definition."""

@@ -1,19 +1,25 @@
 # systemvm
 SUITE=bookworm
 ARCH=amd64
-TOOL=mmdebstrap
+TOOL=builtin
 ARCHS=(amd64)
 EXACTLY=(tool:amd64=1:1+b2)
 LINKS='bin sbin lib lib64'
+DEFERRED=(py3compile depmod systemd-hwdb)
+WARMED=(deb-systemd-helper addgroup adduser a2enconf a2enmod update-rc.d)
+MODULES=(Cwd Data::Dumper File::Basename File::Path File::Spec File::Temp Getopt::Long I18N::Langinfo POSIX)
 TOTAL=1
 REFUSED=10
 # tiny
 SUITE=bookworm
 ARCH=amd64
-TOOL=mmdebstrap
+TOOL=builtin
 ARCHS=(amd64)
 EXACTLY=(tool:amd64=1:1+b2)
 LINKS='bin sbin lib lib64'
+DEFERRED=(py3compile depmod systemd-hwdb)
+WARMED=(deb-systemd-helper addgroup adduser a2enconf a2enmod update-rc.d)
+MODULES=(Cwd Data::Dumper File::Basename File::Path File::Spec File::Temp Getopt::Long I18N::Langinfo POSIX)
 TOTAL=1
 REFUSED=10
 # i386
@@ -23,14 +29,20 @@ TOOL=debootstrap
 ARCHS=(i386)
 EXACTLY=(tool:i386=1:1+b2)
 LINKS='bin sbin lib'
+DEFERRED=(py3compile depmod systemd-hwdb)
+WARMED=(deb-systemd-helper addgroup adduser a2enconf a2enmod update-rc.d)
+MODULES=(Cwd Data::Dumper File::Basename File::Path File::Spec File::Temp Getopt::Long I18N::Langinfo POSIX)
 TOTAL=1
 REFUSED=10
 # uefi
 SUITE=bookworm
 ARCH=amd64
-TOOL=mmdebstrap
+TOOL=builtin
 ARCHS=(amd64)
 EXACTLY=(tool:amd64=1:1+b2)
 LINKS='bin sbin lib lib64'
+DEFERRED=(py3compile depmod systemd-hwdb)
+WARMED=(deb-systemd-helper addgroup adduser a2enconf a2enmod update-rc.d)
+MODULES=(Cwd Data::Dumper File::Basename File::Path File::Spec File::Temp Getopt::Long I18N::Langinfo POSIX)
 TOTAL=1
 REFUSED=10

@@ -79,7 +79,7 @@ def resolution(cache: Path) -> Resolution:
     return resolved(cache, *ASKED)
 
 
-def described(resolution: Resolution, tool: str = "mmdebstrap", asked: tuple[str, ...] = ASKED) -> Step:
+def described(resolution: Resolution, tool: str = "builtin", asked: tuple[str, ...] = ASKED) -> Step:
     settings = Settings.model_validate({"bootstrap": tool, "packages": {"all": asked}})
     return debootstrap.step(Loaded(settings, {}, Path("tiny.yaml")), resolution)
 
@@ -120,7 +120,7 @@ def as_root(tmp_path_factory: pytest.TempPathFactory, cache: Path) -> Iterator[S
 
 @pytest.fixture(scope="module")
 def reference(as_root: Somewhere, resolution: Resolution) -> Path:
-    """What mmdebstrap makes as root: the folder with `listing` and `told`."""
+    """What is made as root: the folder with `listing` and `told`."""
     return as_root.build(described(resolution), LOOK)
 
 
@@ -154,6 +154,7 @@ def test_nothing_of_the_build_or_its_host_is_left(reference: Path) -> None:
         "./var/log/apt",
         "./.stage",
         "./.repository",
+        "./.later",
     ):
         assert not [path for path in seen if path.startswith(f"{folder}/")]
     for path in (
@@ -179,11 +180,14 @@ def test_capabilities_and_special_modes_are_kept(reference: Path) -> None:
     assert seen["./usr/bin/chage"].startswith("0o102755 0 42")
 
 
-def test_debootstrap_gives_the_same_tree(reference: Path, as_root: Somewhere, resolution: Resolution) -> None:
-    assert lines(as_root.build(described(resolution, "debootstrap"), LOOK)) == lines(reference)
-
-
 @pytest.mark.parametrize("tool", ["mmdebstrap", "debootstrap"])
+def test_others_give_the_same_tree(
+    reference: Path, as_root: Somewhere, resolution: Resolution, tool: str
+) -> None:
+    assert lines(as_root.build(described(resolution, tool), LOOK)) == lines(reference)
+
+
+@pytest.mark.parametrize("tool", ["builtin", "mmdebstrap", "debootstrap"])
 def test_an_ordinary_user_gets_the_same_tree(
     reference: Path, tmp_path: Path, cache: Path, resolution: Resolution, tool: str
 ) -> None:
@@ -208,6 +212,24 @@ def test_what_diverts_files_is_left_to_dpkg(as_root: Somewhere, cache: Path) -> 
     assert "./.repository" not in seen
     manual = (tree / "told").read_text().partition("\n\n")[0]
     assert set(asked) <= set(manual.split())
+
+
+def test_a_base_that_may_not_be_unpacked_by_us_is_left_to_mmdebstrap(
+    as_root: Somewhere, reference: Path, resolution: Resolution
+) -> None:
+    step = described(resolution)
+    ours = """def main() -> int:
+    \"\"\"Do what the command line says.\"\"\"
+"""
+    text = step.files["unpack.py"].content.decode()
+    assert ours in text
+    refusing = text.replace(
+        ours, f'{ours}    if sys.argv[1] == "base":\n        return int(os.environ["REFUSED"])\n'
+    )
+    files = {**step.files, "unpack.py": File(refusing.encode())}
+    tree = as_root.build(Step(step.name, step.script, files, bootstrap=True), LOOK)
+    seen, known = paths(tree), paths(reference)
+    assert set(seen) == set(known)
 
 
 def test_progress_is_true_and_ends_at_its_total(reference: Path, as_root: Somewhere) -> None:
@@ -248,7 +270,7 @@ def swapped(folder: Path) -> tuple[Path, Path]:
 def unpacked(verb: str, wanted: Path, debs: Path, folder: Path) -> tuple[int, str]:
     """Run unpack.py: its exit status, and what it says to the builder."""
     said = folder / "said"
-    notes = [str(folder / "notes")] if verb == "stage" else []
+    notes = [] if verb == "repository" else [str(folder / "notes")]
     program = [sys.executable, unpack.__file__, verb, str(wanted), str(folder / verb), *notes]
     done = subprocess.run(
         ["sh", "-c", f'exec "$@" 3>{said}', "sh", *program],
@@ -258,7 +280,9 @@ def unpacked(verb: str, wanted: Path, debs: Path, folder: Path) -> tuple[int, st
     return done.returncode, said.read_text()
 
 
-@pytest.mark.parametrize(("verb", "name"), [("stage", "netbase"), ("repository", "base-files")])
+@pytest.mark.parametrize(
+    ("verb", "name"), [("base", "base-files"), ("stage", "netbase"), ("repository", "base-files")]
+)
 def test_a_package_that_was_swapped_in_the_cache_is_refused(tmp_path: Path, verb: str, name: str) -> None:
     wanted, debs = swapped(tmp_path)
     status, said = unpacked(verb, wanted, debs, tmp_path)
@@ -295,7 +319,7 @@ def test_apt_refuses_a_package_that_was_swapped_behind_our_repository(tmp_path: 
 def test_a_package_whose_script_fails_is_named(as_root: Somewhere, resolution: Resolution) -> None:
     """The configuration of one package breaks: the error says which."""
     step = described(resolution)
-    broken = "in_tree sh /var/lib/dpkg/preinst-runner\n"
+    broken = '"$1" sh /var/lib/dpkg/preinst-runner\n'
     assert broken in step.script
     spoiled = step.script.replace(
         broken, f'{broken}printf "#!/bin/sh\\nexit 3\\n" >"$ROOT/var/lib/dpkg/info/netbase.postinst"\n'

@@ -274,7 +274,7 @@ def test_the_attempts_get_out_of_a_plain_chroot(
     (outside.folder / "open/written").unlink()
 
 
-@pytest.mark.parametrize("kind", ["root mmdebstrap", "root debootstrap", "user mmdebstrap"])
+@pytest.mark.parametrize("kind", ["root builtin", "user builtin", "root mmdebstrap", "root debootstrap"])
 def test_no_script_gets_out_of_the_tree(
     kind: str, tmp_path: Path, cache: Path, hostile: Resolution, outside: Outside
 ) -> None:

@@ -68,7 +68,7 @@ def test_the_defaults_are_the_documented_ones(load: Load) -> None:
         2000,
         True,
     )
-    assert (given.suite, given.arch, given.bootstrap) == ("bookworm", "amd64", "mmdebstrap")
+    assert (given.suite, given.arch, given.bootstrap) == ("bookworm", "amd64", "builtin")
     empty = (given.location, given.mountpoint, given.imageloc, given.apt_proxy, given.debian_mirror)
     assert empty == ("",) * 5
     assert given.cloudstack_release == ""
@@ -124,7 +124,7 @@ def test_size_is_made_even(load: Load, asked: int, got: int) -> None:
         ("minimize: perhaps", "image.yaml:1: minimize: write true or false"),
         ("suite: sid", "image.yaml:1: suite: use 'bookworm' or 'trixie' (got 'sid')"),
         ("arch: arm64", "image.yaml:1: arch: use 'amd64' or 'i386'"),
-        ("bootstrap: cdebootstrap", "image.yaml:1: bootstrap: use 'mmdebstrap' or 'debootstrap'"),
+        ("bootstrap: cdebootstrap", "image.yaml:1: bootstrap: use 'builtin', 'mmdebstrap' or 'debootstrap'"),
         ("suite: trixie\narch: i386", "trixie has no kernel for i386"),
         ("arch: i386\nfirmware: [uefi]", "i386 boots under BIOS only"),
         ("imagename: a/b", "image.yaml:1: imagename: use letters, digits, dots and dashes"),

@@ -25,8 +25,8 @@ need build  apt-get     apt         solves the package set
 need build  gpgv        gpgv        checks the signature of every InRelease file
 need build  /usr/share/keyrings/debian-archive-keyring.gpg debian-archive-keyring  its keys
 need build  /etc/ssl/certs/ca-certificates.crt ca-certificates  mirrors over https
-need build  mmdebstrap  mmdebstrap  unpacks the base system
-need build  debootstrap debootstrap the other bootstrap tool; holds the default mirror's name
+need build  mmdebstrap  mmdebstrap  the base of a set that ours leaves to dpkg
+need build  debootstrap debootstrap a third way to the same; holds the default mirror's name
 need build  newuidmap   uidmap      builds as an ordinary user
 need build  unshare     util-linux  private namespaces
 need build  mount       mount       overlays in them

@@ -12,15 +12,9 @@ from collections.abc import Mapping
 from pathlib import Path
 
 from build import wire
-from build.agent import ending, memory, pace, sandbox, store
+from build.agent import ending, pace, sandbox, store
 from build.agent.events import Emit, Failure
 from build.agent.sandbox import BuildPaths, Tree
-
-COPY_TREE = Path(__file__).parents[1] / "copy_tree.py"
-"""Copies a tree in memory to the disk. A step may run it before its end, too, as `$COPY_TREE`."""
-
-MEMORY_PER_BYTE = 2.5
-"""A tree goes into memory when this many times its expected size is available."""
 
 FULL = 1 << 20
 """Bytes free below which a disk counts as full."""
@@ -50,20 +44,18 @@ def _build(place: BuildPaths, request: wire.Layer, emit: Emit) -> wire.Built:
     write_files(part / "files", request.files)
     for name, value in request.secrets.items():
         (part / "secrets" / name).write_text(value, encoding="utf-8")
-    tree, before, after = _tree(place, request, part)
-    copying = {"COPY_TREE": str(COPY_TREE), "TARGET": str(part / "tree")} if tree.memory else {}
+    tree, before = _tree(place, request, part)
     log = place.location / "logs" / f"{request.step}.log"
     outcome = sandbox.run(
         place,
         tree,
         request.script,
         part=part,
-        variables={**variables(part, request.epoch, request.variables), **copying},
+        variables=variables(part, request.epoch, request.variables),
         log=log,
         emit=emit,
         label=request.step,
         before=before,
-        after=after,
     )
     check(place, part, outcome, request.step, log, request.script)
     sandbox.remove(place, *(part / name for name in ("work", "files", "secrets", "scratch")))
@@ -122,14 +114,12 @@ def check(place: BuildPaths, part: Path, outcome: sandbox.Outcome, step: str, lo
     raise Failure(message, hint, log=str(log), tail=tail)
 
 
-def _tree(place: BuildPaths, request: wire.Layer, part: Path) -> tuple[Tree, list[str], list[str]]:
-    """What the step works on, and shell lines before and after it."""
+def _tree(place: BuildPaths, request: wire.Layer, part: Path) -> tuple[Tree, list[str]]:
+    """What the step works on, and shell lines before it."""
     if request.bootstrap:
-        if memory.available() > MEMORY_PER_BYTE * request.expected_bytes:
-            return Tree(memory=True), [], ['"$PYTHON" -I -B "$COPY_TREE" "$ROOT" "$TARGET" "$WORK/copied"']
-        return Tree(upper=part / "tree"), [], []
+        return Tree(upper=part / "tree"), []
     below = tuple(store.path(place, key) / "tree" for key in reversed(request.below))
     if place.overlay:
-        return Tree(lower=below, upper=part / "tree", work=part / "work"), [], []
+        return Tree(lower=below, upper=part / "tree", work=part / "work"), []
     source, target = shlex.quote(str(below[0])), shlex.quote(str(part / "tree"))
-    return Tree(upper=part / "tree"), [f"cp -a --reflink=auto {source}/. {target}"], []
+    return Tree(upper=part / "tree"), [f"cp -a --reflink=auto {source}/. {target}"]
