@@ -76,6 +76,7 @@ make_base() {
             "$PYTHON" -I "$FILES/unpack.py" restore "$wanted" "$ROOT"
             ;;
     esac
+    rm -f "$ROOT/etc/resolv.conf" # the build host's, which systemd-resolved would keep a copy of
 } 8<"$repository"
 
 # dpkg's or apt's own account of what it does: descriptor 9
