@@ -70,7 +70,7 @@ class Moment:
 
 MOMENTS = {
     "a first layer": Moment(
-        ("debootstrap",), "cache/*/debootstrap-*", "cache/*/.debootstrap-*.part/scratch/mmdeb*"
+        ("debootstrap",), "cache/*/debootstrap-*", "cache/*/.debootstrap-*.part/scratch/base"
     ),
     "a layer on others": Moment(("tweak",), "cache/*/initramfs-*", "cache/*/.initramfs-*.part", halt=True),
     "the disk": Moment(("disk",), "tiny.img.json", ".tiny.img.part", halt=True),
