@@ -67,6 +67,54 @@ def resolve(c: HostContext) -> None:
     verbs.build.resolve(pipeline.of(c))
 
 
+@task(
+    positional=[],
+    optional=["update"],
+    auto_shortflags=False,
+    help={
+        "update": "Renew it: all of it, or these packages (a,b) and what they need.",
+        "dry-run": "Only show what would change.",
+        "json": JSON,
+    },
+)
+def lock(c: HostContext, update: str = "", dry_run: bool = False, json: bool = False) -> None:
+    """Write down the exact package set, beside the image definition; every build then uses it."""
+    names = update if isinstance(update, str) else ""
+    verbs.lock.lock(pipeline.of(c, json), bool(update), names, dry_run, json)
+
+
+@task(
+    positional=[],
+    auto_shortflags=False,
+    help={
+        "locks": "Of these locks (files, a,b) instead of the image's own.",
+        "check": "Only compare what is there with what should be.",
+        "prune": "Remove what is damaged, or of none of these locks.",
+        "json": JSON,
+    },
+)
+def fetch(
+    c: HostContext, locks: str = "", check: bool = False, prune: bool = False, json: bool = False
+) -> None:
+    """Bring the packages to LOCATION/debs, for builds without a network (--offline)."""
+    verbs.lock.fetch(pipeline.of(c, json), locks, check, prune, json)
+
+
+@task(
+    positional=[],
+    auto_shortflags=False,
+    help={
+        "file": "A lock, or an image file of any format (default: the image's lock).",
+        "disk": "Which disk of it is looked at, where it holds several (default: 1).",
+        "json": JSON,
+    },
+)
+def outdated(c: HostContext, file: str = "", disk: str = "", json: bool = False) -> None:
+    """Tell which packages of a lock or an image have security updates; exit status 10 if any has."""
+    if status := verbs.outdated.outdated(pipeline.of(c, json), file, disk, json):
+        sys.exit(status)
+
+
 @task(help={"keep": "Mount the finished tree on the host itself (root only), until `inv umount`."})
 def mount(c: HostContext, keep: bool = False) -> None:
     """Prove that this host can mount a tree at MOUNTPOINT, in a sandbox."""
@@ -327,6 +375,9 @@ namespace = Collection(
     why,
     doctor,
     resolve,
+    lock,
+    fetch,
+    outdated,
     mount,
     umount,
     *steps,

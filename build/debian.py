@@ -41,6 +41,14 @@ def name_of(paragraph: str) -> str:
     return found[1] if found else ""
 
 
+def field_of(name: str, paragraph: str) -> str:
+    """A field that stands on one line; empty where there is none. Quicker than reading all of them."""
+    begin = 0 if paragraph.startswith(f"{name}: ") else paragraph.find(f"\n{name}: ") + 1
+    if begin == 0 and not paragraph.startswith(f"{name}: "):
+        return ""
+    return paragraph[begin + len(name) + 2 :].partition("\n")[0].strip()
+
+
 def names(relation: str, separators: str = ",|") -> list[str]:
     """Names in a relation field, alternatives too, without versions, architectures and qualifiers."""
     found = (re.match(r"\s*([a-z0-9][a-z0-9+.-]*)", part) for part in re.split(f"[{separators}]", relation))

@@ -13,7 +13,7 @@ import dataclasses
 import functools
 import typing
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any, ClassVar, Generic, TypeVar
 
 Kind = TypeVar("Kind")
@@ -228,31 +228,72 @@ class Boot:
 
 
 @dataclass(frozen=True)
-class Resolve(Request[dict[str, Any]]):
-    """Ask the mirror for the exact package set.
+class Mirrors:
+    """Which archives are asked, and what of theirs is believed."""
 
-    Returns packages (name, version, arch, sha256, size, url, essential), epoch, and when the mirror was
-    asked, as `build.engine.resolution` reads it.
-    """
-
-    verb: ClassVar[str] = "resolve"
     suite: str
-    arch: str
-    components: tuple[str, ...]
     mirror: str
     """Empty: the build tool's own default."""
     security_mirror: str
+    """Empty: beside the mirror."""
     security: bool
     keyring: str
     """Empty: the host's."""
     apt_proxy: str
-    packages: tuple[str, ...]
     store: str
-    """Folder of earlier answers."""
-    frozen: bool = False
-    """Take the last answer and ask nobody."""
+    """Folder of what was seen and solved before."""
     accept_older: bool = False
     """Take Release files older than ones that were seen before."""
+    snapshot: str = ""
+    """The moment (20261127T090000Z) that the mirrors show, and Release files need to have been valid at."""
+    consent: Mapping[str, str] = field(default_factory=dict)
+    """SHA-256 of Release files, by suite, that are taken whatever their age."""
+
+
+@dataclass(frozen=True)
+class Resolve(Request[dict[str, Any]]):
+    """Ask the mirror for the exact package set.
+
+    Returns packages (name, version, arch, sha256, size, url, path, suite, source, essential), epoch, when the
+    mirror was asked, and by suite what its Release files were, as `build.engine.resolution` reads it.
+    """
+
+    verb: ClassVar[str] = "resolve"
+    mirrors: Mirrors
+    arch: str
+    components: tuple[str, ...]
+    packages: tuple[str, ...]
+    frozen: bool = False
+    """Take the last answer and ask nobody."""
+    held: tuple[Mapping[str, Any], ...] = ()
+    """Packages whose versions are to be kept, as far as `renew` and what is asked for allow."""
+    renew: tuple[str, ...] = ()
+    """Names of those that get the newest version; of no use without `held`."""
+    debs: str = ""
+    """Folder of packages, to be read (and fetched) where no index lists a held version any more."""
+
+
+@dataclass(frozen=True)
+class Seen:
+    """What the archives of a locked set say of themselves today."""
+
+    mirrors: Mapping[str, str]
+    """Where each suite lies."""
+    dates: Mapping[str, int]
+    """Of each suite's Release file, seconds since 1970; nothing when they were not asked."""
+    default_mirror: str
+    """The build tool's own."""
+    unknown: str = ""
+    """Why there are no dates."""
+
+
+@dataclass(frozen=True)
+class See(Request[Seen]):
+    """Ask for Release files alone."""
+
+    verb: ClassVar[str] = "see"
+    mirrors: Mirrors
+    offline: bool = False
 
 
 # ---- layers ----------------------------------------------------------------------------------------
@@ -380,6 +421,108 @@ class Fetch(Request[Fetched]):
     """As `resolve` returns them."""
     debs: str
     apt_proxy: str = ""
+    lock: str = ""
+    """The lock that names them, for messages: its file and day."""
+    offline: bool = False
+    """Ask nobody: raises Failure that names what is not there."""
+
+
+@dataclass(frozen=True)
+class Update:
+    """A package that is to be replaced by a newer one."""
+
+    old: str
+    """Version; empty: it was not there."""
+    package: Mapping[str, Any]
+    """The newer one, as `resolve` returns them."""
+
+
+@dataclass(frozen=True)
+class News:
+    """What the changelog of a source package says between two versions."""
+
+    source: str
+    urgency: str
+    """The greatest one; empty: no changelog is to be had."""
+    cves: tuple[str, ...]
+    lines: tuple[str, ...]
+
+
+@dataclass(frozen=True)
+class Changes(Request[tuple[News, ...]]):
+    """Read what updates bring, out of the packages themselves: one for each source package."""
+
+    verb: ClassVar[str] = "changes"
+    updates: tuple[Update, ...]
+    debs: str
+    apt_proxy: str = ""
+    offline: bool = False
+    """Read what is there, and fetch nothing."""
+
+
+@dataclass(frozen=True)
+class Pending:
+    """A package for which its suite has a security update."""
+
+    package: str
+    arch: str
+    source: str
+    old: str
+    new: str
+    urgency: str = ""
+    cves: tuple[str, ...] = ()
+    """Of the new package's changelog, where that package is there."""
+
+
+@dataclass(frozen=True)
+class Behind:
+    """How a set of packages compares with its suite's security updates."""
+
+    suite: str
+    date: int
+    """Of the security suite's Release file, seconds since 1970."""
+    packages: int
+    updates: tuple[Pending, ...]
+
+
+@dataclass(frozen=True)
+class Outdated(Request[Behind]):
+    """Look which packages of a set, or of the system in an image file, have security updates."""
+
+    verb: ClassVar[str] = "outdated"
+    mirrors: Mirrors
+    """With a file, the suite is what the system in it says."""
+    arch: str
+    components: tuple[str, ...]
+    packages: tuple[Mapping[str, Any], ...]
+    debs: str
+    file: str = ""
+    disk: int = 1
+
+
+@dataclass(frozen=True)
+class Stocked:
+    """What a folder of packages holds."""
+
+    whole: int
+    missing: tuple[str, ...]
+    """Names of files."""
+    damaged: tuple[str, ...]
+    others: tuple[str, ...]
+    """Files that none of the packages is."""
+    bytes: int
+    """Of `others` and `damaged`."""
+
+
+@dataclass(frozen=True)
+class Stock(Request[Stocked]):
+    """Compare a folder of packages with what should be there, each with its SHA-256."""
+
+    verb: ClassVar[str] = "stock"
+    packages: tuple[Mapping[str, Any], ...]
+    debs: str
+    prune: bool = False
+    """Remove `others` and `damaged`."""
 
 
 @dataclass(frozen=True)

@@ -30,6 +30,8 @@ class Deb:
     arch: str = "amd64"
     extra: dict[str, str] = field(default_factory=dict)
     files: dict[str, str] = field(default_factory=dict)
+    blobs: dict[str, bytes] = field(default_factory=dict)
+    """What else it installs, not text."""
 
 
 BASE = (
@@ -104,6 +106,9 @@ def build(deb: Deb, folder: Path, compression: str = "xz") -> Path:
         target.write_text(content)
         if name.startswith("DEBIAN/") and name not in ("DEBIAN/conffiles", "DEBIAN/triggers"):
             target.chmod(0o755)
+    for name, data in deb.blobs.items():
+        (tree / name).parent.mkdir(parents=True, exist_ok=True)
+        (tree / name).write_bytes(data)
     path = folder / f"{deb.name}_{deb.version.replace(':', '%3a')}_{deb.arch}.deb"
     argv = ["dpkg-deb", "--root-owner-group", f"-Z{compression}", "--build", str(tree), str(path)]
     subprocess.run(argv, check=True, stdout=subprocess.DEVNULL)

@@ -27,12 +27,16 @@ from build.engine.errors import BuildError
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 NAME = "inv"
+FILE = "--file"
+"""A verb's own flag with this name may be left out before its value."""
 USAGE = 2
 """Exit status of a command line that makes no sense, as shells have it."""
 
 SWITCHES = (
     ("yes", "Answer yes to every question."),
-    ("frozen", "Use the stored resolution, ask no mirror."),
+    ("frozen", "Use the lock or the stored package set, ask no mirror."),
+    ("offline", "The same, and no package is fetched either."),
+    ("unlocked", "Build without the lock: of what the mirror has today."),
     ("ask-password", "Ask for the root password of the image."),
     ("rootless", "With -H: build as the user who logs in; never ask for sudo."),
     ("detach", "Let the build go on without us; see status, attach, cancel."),
@@ -156,6 +160,8 @@ class Line:
     verb: Any = None
     missing: list[str] = field(default_factory=list)
     """Arguments that the verb still lacks."""
+    wants_file: bool = False
+    """Whether the verb takes a file that it can do without."""
 
     def take_word(self, word: str) -> None:
         """Take an argument of the verb, or else a verb."""
@@ -167,9 +173,14 @@ class Line:
         elif word == "version" and not self.verb:
             self._only("--version")
             return
+        elif word not in self.verbs and self.verb is not None and self.wants_file:
+            self.wants_file = False
+            self.rest.append(f"{FILE}={word}")
+            return
         elif word in self.verbs:
             self.verb = self.verbs[word]
             self.missing = [argument.name for argument in self.verb.positional_args]
+            self.wants_file = FILE in self.verb.flags and "file" not in self.missing
         else:
             raise unknown_verb(word, self.verbs)
         self.rest.append(word)
@@ -194,9 +205,11 @@ class Line:
                 raise BuildError(f"{flag} takes no value", f"write {flag} alone", USAGE)
             into.append(flag)
             return
-        bare = argument.optional and (not self.queue or self.queue[0].startswith("-"))
-        if not equals and bare:
-            into.append(flag)
+        if argument.optional and not equals:
+            words = []
+            while self.queue and not self.queue[0].startswith("-") and self.queue[0] not in self.verbs:
+                words.append(self.queue.popleft())
+            into.append(f"{flag}={','.join(words)}" if words else flag)
             return
         into += [flag, value if equals else self._value(flag)]
         if own and argument.name in self.missing:

@@ -10,16 +10,18 @@ import os
 import sys
 import time
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any, TypeVar
 
 from build import disk, seal, wire
-from build.engine import plan, prompt, recipe, remote, script, settings
+from build.engine import lockfile, plan, prompt, recipe, remote, script, settings
 from build.engine.console import Console, size
 from build.engine.errors import BuildError, again
 from build.engine.hosts.host import CHECKOUT, Host
 from build.engine.hosts.session import Event, encode
+from build.engine.lockfile import Lock
 from build.engine.password import crypt
 from build.engine.plan import Layer, Step
 from build.engine.resolution import Resolution
@@ -115,14 +117,20 @@ class Build:
                     dropped = size(sum(row.bytes for row in rows))
                     self.console.note(f"dropped {len(rows)} old layers, {dropped}")
 
+    @property
+    def definition(self) -> Path:
+        """The image definition's file."""
+        return Path(self.flags.image) if self.flags.image else DEFINITION
+
     @cached_property
     def loaded(self) -> settings.Loaded:
         """Settings with their origins."""
-        definition = Path(self.flags.image) if self.flags.image else DEFINITION
         password = (
-            prompt.new_password(f"root password of {definition.stem}") if self.flags.ask_password else None
+            prompt.new_password(f"root password of {self.definition.stem}")
+            if self.flags.ask_password
+            else None
         )
-        return settings.load(definition, os.environ, CHECKOUT / ".env", self.flags.overrides, password)
+        return settings.load(self.definition, os.environ, CHECKOUT / ".env", self.flags.overrides, password)
 
     @property
     def settings(self) -> settings.Settings:
@@ -165,38 +173,93 @@ class Build:
         )
         return self.host.ask(request, self.follow)
 
+    @property
+    def lock_file(self) -> Path:
+        """Where the lock of this image lies, or would."""
+        return lockfile.path_of(self.definition, self.settings.arch)
+
+    @cached_property
+    def lock(self) -> Lock | None:
+        """The lock, if there is one; raises BuildError when it does not fit what is built."""
+        found = None if self.flags.unlocked else lockfile.read(self.lock_file)
+        if found:
+            lockfile.check(found, self.settings)
+        return found
+
     @cached_property
     def resolution(self) -> Resolution:
-        """The exact package set: asked from the mirror, unless `--frozen`."""
-        return self._resolve(self.site, self.flags.frozen)
+        """The exact package set: of the lock, or asked from the mirror unless `--frozen`."""
+        return self._resolve(self.site, self.flags.frozen or self.flags.offline)
 
     def stored_resolution(self) -> Resolution | None:
         """The resolution of an earlier run, for verbs that only look; None where there is none."""
-        site = self.prospect  # what is wrong with the settings is told as that
+        site, _ = self.prospect, self.lock  # what is wrong with settings or lock is told as that
         try:
             return self._resolve(site, frozen=True)
         except BuildError:
             return None
 
     def _resolve(self, site: wire.Located, frozen: bool) -> Resolution:
+        if self.lock:
+            return self.locked(self.lock, site, frozen)
+        return self.solve(wire.Resolve(frozen=frozen, **self._wanted(site)))
+
+    def unlocked(self) -> Resolution:
+        """The set of what the mirror has today, whatever is locked."""
+        return self.solve(wire.Resolve(**self._wanted(self.site)))
+
+    def _wanted(self, site: wire.Located) -> dict[str, Any]:
+        return {
+            "mirrors": self.mirrors(site, self.settings.suite),
+            "arch": self.settings.arch,
+            "components": tuple(self.settings.components),
+            "packages": tuple(self.settings.package_list),
+        }
+
+    def mirrors(
+        self, site: wire.Located, suite: str, consent: Mapping[str, str] | None = None
+    ) -> wire.Mirrors:
+        """Whom to ask for the packages of a suite."""
         wanted = self.settings
-        request = wire.Resolve(
-            suite=wanted.suite,
-            arch=wanted.arch,
-            components=tuple(wanted.components),
+        return wire.Mirrors(
+            suite=suite,
             mirror=wanted.debian_mirror,
             security_mirror=wanted.security_mirror,
             security=wanted.security,
             keyring=wanted.keyring,
             apt_proxy=wanted.apt_proxy,
-            packages=tuple(wanted.package_list),
             store=f"{site.place.location}/resolutions",
-            frozen=frozen,
             accept_older=wanted.accept_older,
+            snapshot=wanted.snapshot,
+            consent=consent or {},
         )
+
+    def solve(self, request: wire.Resolve) -> Resolution:
+        """Have a package set solved."""
         answer = self.host.ask(request, self.follow)
         self.console.done()
         return Resolution.from_json(answer)
+
+    def renewed(self, held: Lock, names: Sequence[str]) -> Resolution:
+        """A set with the newest versions of these, and what is locked of all else as far as that goes."""
+        request = wire.Resolve(
+            held=held.records(), renew=tuple(names), debs=self.debs, **self._wanted(self.site)
+        )
+        return self.solve(request)
+
+    def locked(self, held: Lock, site: wire.Located, frozen: bool) -> Resolution:
+        """The set of a lock, with where its packages lie and what is newer."""
+        seen = self.host.ask(wire.See(self.mirrors(site, held.suite, held.consent), frozen), self.follow)
+        self.console.done()
+        packages = tuple(replace(p, url=f"{seen.mirrors[p.suite]}/{p.path}") for p in held.packages)
+        return Resolution(
+            packages,
+            held.epoch,
+            0,
+            seen.default_mirror,
+            held.releases,
+            f"{held.title}, {lockfile.age(held, seen)}",
+        )
 
     def plan(self, resolution: Resolution, digests: Mapping[str, str]) -> list[Layer]:
         """Chain the steps into layers; pure."""
@@ -267,18 +330,24 @@ class Build:
             epoch=self.resolution.epoch,
             record=record(layer),
             secrets=self._secrets(self.site.salt) if layer.step.secrets else {},
-            variables={"DEBS": self._debs},
+            variables={"DEBS": self.debs},
             what=f"inv {layer.step.name}",
         )
         self.order(layer.step.name, request)
 
     @property
-    def _debs(self) -> str:
+    def debs(self) -> str:
+        """Folder of packages on the host."""
         return f"{self.site.place.location}/debs"
 
     def _fetch(self) -> None:
         packages = tuple(package.__dict__ for package in self.resolution.packages)
-        self.order("packages", wire.Fetch(packages, self._debs, self.settings.apt_proxy))
+        self.order("packages", self.fetch_request(packages))
+
+    def fetch_request(self, packages: Sequence[Mapping[str, Any]]) -> wire.Fetch:
+        """Have packages brought to the store, or without a network looked at."""
+        named = self.lock.title if self.lock else ""
+        return wire.Fetch(tuple(packages), self.debs, self.settings.apt_proxy, named, self.flags.offline)
 
     @cached_property
     def disk_step(self) -> Step:

@@ -32,6 +32,8 @@ class Flags:
     formats: str = ""
     yes: bool = False
     frozen: bool = False
+    offline: bool = False
+    unlocked: bool = False
     ask_password: bool = False
     rootless: bool = False
     detach: bool = False
@@ -240,6 +242,8 @@ def read_flags(core: Any, host: str = "") -> Flags:
         formats[-1] if formats else "",
         bool(given("yes", False)),
         bool(given("frozen", False)),
+        bool(given("offline", False)),
+        bool(given("unlocked", False)),
         bool(given("ask-password", False)),
         bool(given("rootless", False)),
         bool(given("detach", False)),

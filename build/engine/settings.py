@@ -8,6 +8,7 @@ from __future__ import annotations
 import ipaddress
 import os
 import re
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -151,6 +152,8 @@ class Settings(Part):
     """Host name inside the image."""
     size: Annotated[int, Field(ge=64, le=2088960)] = 2000
     """MiB, made even: a VHD for XenServer is a multiple of 2 MiB."""
+    snapshot: str = ""
+    """A moment, as 20261127T090000Z, whose packages are wanted; fills `{snapshot}` in the mirrors' URLs."""
     debian_mirror: str = ""
     """Where packages come from; empty: the bootstrap tool's own mirror."""
     security_mirror: str = ""
@@ -235,6 +238,10 @@ class Settings(Part):
     @field_validator("debian_mirror", "security_mirror", "apt_proxy", "image_mirror", "download_url")
     @classmethod
     def _check_url(cls, value: str, info: ValidationInfo) -> str:
+        if info.field_name in ("debian_mirror", "security_mirror") and "{snapshot}" in value:
+            if not info.data.get("snapshot"):
+                raise ValueError("set snapshot, which stands for {snapshot}")
+            value = value.replace("{snapshot}", info.data["snapshot"])
         schemes = [
             "http",
             "https",
@@ -248,6 +255,16 @@ class Settings(Part):
         except ValueError:
             raise ValueError("the URL names no host or no port that there can be") from None
         return value.rstrip("/")
+
+    @field_validator("snapshot")
+    @classmethod
+    def _check_snapshot(cls, value: str) -> str:
+        try:
+            if value:
+                time.strptime(value, "%Y%m%dT%H%M%SZ")
+        except ValueError:
+            raise ValueError("write the moment as in 20261127T090000Z") from None
+        return value
 
     @field_validator("password")
     @classmethod
@@ -291,6 +308,8 @@ class Settings(Part):
             raise ValueError(f"{self.suite} has no kernel for {self.arch}; use suite bookworm or arch amd64")
         if self.arch == "i386" and "uefi" in self.firmware:
             raise ValueError("i386 boots under BIOS only; leave uefi out of firmware")
+        if self.snapshot and self.snapshot not in self.debian_mirror:
+            raise ValueError("a snapshot needs a debian_mirror with {snapshot} in its URL")
         if self.imageloc and self.mountpoint and self.imageloc.startswith(self.mountpoint + "/"):
             raise ValueError("imageloc lies below mountpoint, where it would be hidden")
         if self.password.get_secret_value() and self.password_hash.get_secret_value():

@@ -11,7 +11,9 @@ from build.verbs import doctor as doctor
 from build.verbs import enter as enter
 from build.verbs import inspect as inspect
 from build.verbs import jobs as jobs
+from build.verbs import lock as lock
 from build.verbs import manual as manual
+from build.verbs import outdated as outdated
 from build.verbs import params as params
 from build.verbs import register as register
 from build.verbs import rehearse as rehearse

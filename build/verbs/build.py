@@ -25,10 +25,13 @@ def resolve(build: Build) -> None:
     started = time.monotonic()
     found = build.resolution
     total = size(sum(package.size for package in found.packages))
-    what = f"{len(found.packages)} packages, {total}, of {_date(found.epoch)}"
-    if build.flags.frozen:
+    what, state = f"{len(found.packages)} packages, {total}, of {_date(found.epoch)}", "ok"
+    if found.origin:
+        what, state = f"{what}; {found.origin}", "locked"
+    elif build.flags.frozen or build.flags.offline:
+        state = "frozen"
         what += f"; frozen, the mirror was asked {_age(time.time() - found.checked)} ago"
-    build.console.step("frozen" if build.flags.frozen else "ok", "resolve", time.monotonic() - started, what)
+    build.console.step(state, "resolve", time.monotonic() - started, build.again(what))
 
 
 def _date(seconds: int) -> str:

@@ -57,17 +57,18 @@ cp "$WORK/listing" "$WORK/told" "$ROOT/"
 def resolved(folder: Path, *asked: str) -> Resolution:
     """The set of these packages at the tools' own mirror, fetched into `folder`/debs."""
     request = {
-        "suite": "bookworm",
+        "mirrors": {
+            "suite": "bookworm",
+            "mirror": "",
+            "security_mirror": "",
+            "security": True,
+            "keyring": "",
+            "apt_proxy": "",
+            "store": str(folder / "store"),
+        },
         "arch": "amd64",
         "components": ["main"],
-        "mirror": "",
-        "security_mirror": "",
-        "security": True,
-        "keyring": "",
-        "apt_proxy": "",
         "packages": list(asked),
-        "store": str(folder / "store"),
-        "frozen": False,
     }
     answer = resolve.run(wire.load(wire.Resolve, request), lambda kind, **fields: None)
     fetch.run(wire.Fetch(tuple(answer["packages"]), str(folder / "debs")), lambda kind, **fields: None)

@@ -27,6 +27,7 @@ SETTINGS = {
     "security": True,
     "apt_proxy": "",
     "keyring": "",
+    "snapshot": "",
 }
 
 

@@ -272,19 +272,24 @@ def ask(sound: tuple[Mirror, str], key: Key, tmp_path: Path) -> Ask:
         url = sound[1]
         requests: dict[str, Any] = {
             "resolve": {
-                "suite": "bookworm",
+                "mirrors": {
+                    "suite": "bookworm",
+                    "mirror": f"{url}/debian",
+                    "security_mirror": f"{url}/debian-security",
+                    "security": True,
+                    "keyring": str(key.ring),
+                    "apt_proxy": "",
+                    "store": str(tmp_path / "store"),
+                },
                 "arch": "amd64",
                 "components": ["main"],
-                "mirror": f"{url}/debian",
-                "security_mirror": f"{url}/debian-security",
-                "security": True,
-                "keyring": str(key.ring),
-                "apt_proxy": "",
                 "packages": ["tool"],
-                "store": str(tmp_path / "store"),
             },
             "fetch": {"packages": [package(sound, "tool")], "debs": str(tmp_path / "debs")},
         }
+        if "mirrors" in requests[verb]:
+            own = requests[verb]["mirrors"].keys() & changes.keys()
+            requests[verb]["mirrors"] |= {name: changes.pop(name) for name in own}
         told = {"verb": verb, "memory": MEMORY, "constants": constants}
         done = subprocess.run(
             [sys.executable, "-c", CHILD],

@@ -17,6 +17,7 @@ PAGES = (
     "docs/start.md",
     "docs/appliance.md",
     "docs/settings.md",
+    "docs/lock.md",
     "CONTRIBUTING.md",
     "SECURITY.md",
 )
@@ -27,6 +28,10 @@ ELSEWHERE = {
     "./inv verify": "tests/boot/test_system.py",
     "inv verify": "tests/boot/test_system.py",
     "inv boot": "tests/boot/test_system.py",
+    "inv build": "tests/root/test_build.py",
+    "inv lock": "tests/root/test_lock.py",
+    "inv fetch": "tests/root/test_lock.py",
+    "inv outdated": "tests/root/test_outdated.py",
     "inv rehearse": "tests/boot/test_rehearsal.py",
     "inv register": "tests/root/test_register.py",
     "inv -H": "tests/remote/test_builds.py",

@@ -37,18 +37,21 @@ def ask(tmp_path: Path, key: Key, url: str) -> Resolve:
     """Resolve `tool` at the served mirror; keywords change the request; notes are in `notes`."""
 
     def run(notes: list[str] | None = None, **changes: Any) -> dict[str, Any]:
-        request = {
+        mirrors = {
             "suite": "bookworm",
-            "arch": "amd64",
-            "components": ["main"],
             "mirror": f"{url}/debian",
             "security_mirror": "",
             "security": True,
             "keyring": str(key.ring),
             "apt_proxy": "",
-            "packages": ["tool"],
             "store": str(tmp_path / "store"),
-            "frozen": False,
+        }
+        own = wire.Mirrors.__dataclass_fields__.keys() & changes.keys()
+        request = {
+            "mirrors": {**mirrors, **{name: changes.pop(name) for name in own}},
+            "arch": "amd64",
+            "components": ["main"],
+            "packages": ["tool"],
             **changes,
         }
 
@@ -88,7 +91,7 @@ def test_the_set_is_exact_and_without_recommendations(ask: Resolve, archive: Mir
     }
     assert answer["changed"]
     assert answer["epoch"] == archive.now
-    assert set(answer["dates"]) == set(mirror.BOOKWORM)
+    assert set(answer["releases"]) == set(mirror.BOOKWORM)
     tool = next(p for p in answer["packages"] if p["name"] == "tool")
     built = archive.root / "debian/pool/tool_1_amd64.deb"
     assert tool["url"] == f"{url}/debian/pool/tool_1_amd64.deb"
@@ -129,7 +132,7 @@ def test_a_pulse_that_touches_none_of_ours_keeps_set_and_epoch(ask: Resolve, arc
     second = ask()
     assert not second["changed"]
     assert (second["packages"], second["epoch"]) == (first["packages"], first["epoch"])
-    assert second["dates"]["bookworm-updates"] == archive.now
+    assert second["releases"]["bookworm-updates"]["date"] == archive.now
 
 
 def test_another_list_of_packages_is_another_answer(ask: Resolve) -> None:
@@ -314,7 +317,7 @@ def test_a_missing_security_suite_is_an_error_unless_switched_off(ask: Resolve, 
     assert "security: false" in failure.hint
     notes: list[str] = []
     answer = ask(notes, security=False)
-    assert set(answer["dates"]) == {"bookworm", "bookworm-updates"}
+    assert set(answer["releases"]) == {"bookworm", "bookworm-updates"}
     assert any("security" in note for note in notes)
 
 
@@ -324,7 +327,7 @@ def test_the_security_suite_is_looked_for_beside_and_inside_a_custom_mirror(
     (archive.root / "debian-security/dists/bookworm-security").rename(
         archive.root / "debian/dists/bookworm-security"
     )
-    assert "bookworm-security" in ask()["dates"]
+    assert "bookworm-security" in ask()["releases"]
 
 
 def test_missing_packages_are_all_named_with_near_ones(ask: Resolve) -> None:

@@ -10,7 +10,7 @@ from dataclasses import replace
 import pytest
 
 from build import debian
-from build.agent.debian import release
+from build.agent.debian import archives, indices, release
 from build.agent.events import Failure
 from build.agent.verbs import resolve
 
@@ -126,17 +126,17 @@ def test_an_index_is_unpacked_as_far_as_its_signed_size(suffix: str) -> None:
     packed = pack(b"Package: a\n") + (pack(b"Package: b\n") if suffix else b"")
     size = len(b"Package: a\n") * (2 if suffix else 1)
     name = f"main/binary-amd64/Packages{suffix}"
-    assert resolve.unpacked(name, packed, size).startswith(b"Package: a\n")
-    assert len(resolve.unpacked(name, packed, size)) == size
+    assert indices.unpacked(name, packed, size).startswith(b"Package: a\n")
+    assert len(indices.unpacked(name, packed, size)) == size
     with pytest.raises(ValueError, match=f"unpacks to more than the {size - 1} bytes"):
-        resolve.unpacked(name, packed, size - 1)
+        indices.unpacked(name, packed, size - 1)
 
 
 @pytest.mark.parametrize("suffix", [".xz", ".gz"])
 @pytest.mark.parametrize("data", [b"neither one nor the other", lzma.compress(bytes(999))[:60]])
 def test_a_damaged_index_is_told(suffix: str, data: bytes) -> None:
     with pytest.raises(ValueError, match="cannot be unpacked"):
-        resolve.unpacked(f"Packages{suffix}", data, 999)
+        indices.unpacked(f"Packages{suffix}", data, 999)
 
 
 def test_the_smallest_readable_form_of_an_index_is_taken() -> None:
@@ -180,10 +180,18 @@ def test_an_armoured_key_is_decoded_and_a_damaged_one_refused() -> None:
         ("http://m/debian", "", ["http://m/debian-security", "http://m/debian"]),
         ("http://m/x/debian", "http://s/sec", ["http://s/sec"]),
         ("http://m/copy", "", ["http://m/debian-security", "http://m/copy-security", "http://m/copy"]),
+        (
+            "http://m/archive/debian/20261127T090000Z",
+            "",
+            [
+                "http://m/archive/debian-security/20261127T090000Z",
+                "http://m/archive/debian/20261127T090000Z",
+            ],
+        ),
     ],
 )
 def test_where_the_security_suite_is_looked_for(mirror: str, asked: str, places: list[str]) -> None:
-    assert resolve.security_mirrors(mirror, asked) == places
+    assert archives.security_mirrors(mirror, asked) == places
 
 
 def test_what_apt_would_install_is_read() -> None:
@@ -199,6 +207,20 @@ Conf libc6 (2.36-9+deb12u14 Debian:12.15/oldstable [amd64])
         ("libc6", "2.36-9+deb12u14", "i386"),
         ("adduser", "3.134", "all"),
     ]
+
+
+def test_both_sides_of_what_does_not_fit_are_read() -> None:
+    said = """\
+Some packages could not be installed.
+
+The following packages have unmet dependencies:
+ openssl : Depends: libssl3 (>= 3.0.18) but 3.0.17-1 is to be installed
+ libc6-dev:i386 : Depends: libc6:i386 (= 2.36-9) but 2.36-9+deb12u14 is to be installed
+                  Breaks: gcc-12 (< 12.2) but 12.1 is to be installed
+E: Unable to correct problems, you have held broken packages.
+"""
+    assert resolve.unmet(said) == {"openssl", "libssl3", "libc6-dev", "libc6", "gcc-12"}
+    assert resolve.unmet("E: Something else\n") == set()
 
 
 def test_what_apt_complains_about_is_one_line() -> None:

@@ -17,13 +17,13 @@ from typing import Any
 
 from build import wire
 from build.agent import facts, process, sandbox, store
-from build.agent.debian import packages, release, web
+from build.agent.debian import archives, packages, release, web
 from build.agent.events import Emit, Failure
 from build.agent.files import read
 from build.agent.guest import kvm, qemu
 from build.agent.memory import NEEDED
 from build.agent.sandbox import BuildPaths
-from build.agent.verbs import keep, preflight, resolve
+from build.agent.verbs import keep, preflight
 from build.wire import Check
 
 UTIL_LINUX = (2, 38)
@@ -255,7 +255,7 @@ def virtualization(context: CheckContext) -> Iterator[Check]:
 def mirror(context: CheckContext) -> Iterator[Check]:
     """The mirror answers with a signed suite, its security suite stands somewhere, and the clocks agree."""
     wanted = context.settings
-    base = (wanted["debian_mirror"] or resolve.default_mirror()).rstrip("/")
+    base = (wanted["debian_mirror"] or archives.default_mirror()).rstrip("/")
     try:
         found = _fetch(context, base, wanted["suite"])
     except web.Absent:
@@ -265,7 +265,7 @@ def mirror(context: CheckContext) -> Iterator[Check]:
     yield from _clock(context, found.date)
     yield _judge(context, "mirror", found)
     if wanted["security"]:
-        yield _security(context, resolve.security_mirrors(base, wanted["security_mirror"].rstrip("/")))
+        yield _security(context, archives.security_mirrors(base, wanted["security_mirror"].rstrip("/")))
 
 
 def _security(context: CheckContext, places: list[str]) -> Check:
@@ -303,7 +303,8 @@ def _judge(context: CheckContext, name: str, found: Fetched) -> Check:
     try:
         signed = release.verify(found.body, release.keyring(context.settings["keyring"]), found.url)
         told = release.parse(signed.text)
-        release.check(told, found.suite, found.url, time.time())
+        snapshot = context.settings["snapshot"]
+        release.check(told, found.suite, found.url, archives.moment(snapshot) if snapshot else time.time())
     except Failure as failure:
         return Check(name, False, failure.message, failure.hint)
     except ValueError as error:

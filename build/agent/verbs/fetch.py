@@ -71,11 +71,13 @@ def _fetched(request: wire.Fetch, emit: Emit) -> wire.Fetched:
         present = list(pool.map(lambda package: _have(package, folder), packages))
         missing = [package for package, there in zip(packages, present, strict=True) if not there]
         total = sum(package["size"] for package in missing)
+        if missing and request.offline:
+            raise _incomplete(missing, folder)
         _room(folder, missing)
         meter = Meter(total, emit)
         # Large ones first, so that none of them is left to come alone at the end.
         ordered = sorted(missing, key=lambda package: -package["size"])
-        tasks = [pool.submit(_bring, package, folder, source, meter) for package in ordered]
+        tasks = [pool.submit(_bring, package, folder, source, meter, request.lock) for package in ordered]
         wait(tasks, return_when=FIRST_EXCEPTION)
         meter.stopped.set()
         for task in tasks:
@@ -84,6 +86,28 @@ def _fetched(request: wire.Fetch, emit: Emit) -> wire.Fetched:
                 raise error
             task.cancel()
     return wire.Fetched(tuple(str(folder / filename(package)) for package in packages), total)
+
+
+def _silent(kind: str, **fields: Any) -> None:
+    """Tell nobody."""
+
+
+def one(package: Mapping[str, Any], folder: Path, proxy: str) -> Path:
+    """Bring one package, where it is not there; raises Failure as `run` does."""
+    folder.mkdir(parents=True, exist_ok=True)
+    if not _have(package, folder):
+        _bring(package, folder, Source(proxy), Meter(package["size"], _silent))
+    return folder / filename(package)
+
+
+def _incomplete(missing: Sequence[Mapping[str, Any]], folder: Path) -> Failure:
+    damaged = {package["name"] for package in missing if (folder / filename(package)).exists()}
+    names = [f"{p['name']} {p['version']}{' (damaged)' if p['name'] in damaged else ''}" for p in missing]
+    shown = ", ".join([*names[:5], *([f"and {len(names) - 5} more"] if names[5:] else [])])
+    return Failure(
+        f"{len(missing)} packages are not in {folder}: {shown}",
+        "run where there is a network: inv fetch; and copy that folder here",
+    )
 
 
 def _have(package: Mapping[str, Any], folder: Path) -> bool:
@@ -147,7 +171,7 @@ def _size(path: Path) -> int:
     return 0
 
 
-def _bring(package: Mapping[str, Any], folder: Path, source: Source, meter: Meter) -> None:
+def _bring(package: Mapping[str, Any], folder: Path, source: Source, meter: Meter, lock: str = "") -> None:
     """Download one package from where an earlier attempt stopped, and give it its name when it is right."""
     part = _part(folder, package)
     try:
@@ -166,19 +190,34 @@ def _bring(package: Mapping[str, Any], folder: Path, source: Source, meter: Mete
                 if meter.stopped.wait(pause):
                     return
     except web.Absent:
-        raise Failure(
-            f"{package['url']} is not there",
-            "try again: the mirror has moved on (with --frozen: use a mirror that keeps old packages)",
-        ) from None
+        raise _absent(package, lock) from None
     if digest is None:
         return
     if digest != package["sha256"]:
         part.unlink()
+        if lock:
+            raise Failure(
+                f"{package['url']} is not what {lock} names: it was changed at the same version",
+                f"find out why; then: inv lock --update {package['name']}, or take a snapshot mirror",
+            )
         raise Failure(
             f"{package['url']} is not what was signed: its SHA-256 differs",
             "try again, or use another mirror or proxy: this one hands out a wrong file",
         )
     _publish(package, part, folder)
+
+
+def _absent(package: Mapping[str, Any], lock: str) -> Failure:
+    if lock:
+        return Failure(
+            f"{package['name']} {package['version']} of {lock} is gone: {package['url']} is not there",
+            "a snapshot mirror of that day has it (setting snapshot); or run: inv lock --update "
+            + package["name"],
+        )
+    return Failure(
+        f"{package['url']} is not there",
+        "try again: the mirror has moved on (with --frozen: use a mirror that keeps old packages)",
+    )
 
 
 def _publish(package: Mapping[str, Any], part: Path, folder: Path) -> None:

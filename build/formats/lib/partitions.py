@@ -63,6 +63,19 @@ def read_guest(disk: Disk, offset: int, length: int) -> bytes:
     return out
 
 
+def starts(disk: Disk) -> list[int]:
+    """First byte of each partition; of the disk, where it has no table. Raises Damaged."""
+    sector: int = getattr(disk, "sector", SECTOR)
+    if isinstance(header := _header(disk, sector, 1), Gpt) and 128 <= header.entry_size <= OTHER:
+        length = min(header.entries * header.entry_size, _LARGEST_TABLE)
+        table = read_guest(disk, header.table * sector, length)
+        places = range(0, len(table) - header.entry_size + 1, header.entry_size)
+        found = [struct.unpack_from("<Q", table, at + 32)[0] for at in places if any(table[at : at + 16])]
+    else:
+        found = [start for _, start, _ in _mbr(disk, sector)]
+    return [start * sector for start in found] or [0]
+
+
 def lint(disk: Disk) -> Iterator[Finding]:
     """Check the partition table; raises Damaged where the disk cannot be read."""
     sector: int = getattr(disk, "sector", SECTOR)  # only VHDX says that it has others
