@@ -23,6 +23,7 @@ from build.engine import pipeline, recipe
 from build.engine.remote import HostContext, register_flags
 from build.formats import FAMILIES, FORMATS
 from build.formats.lib.places import PLACES
+from build.wire import SURROUNDINGS
 
 register_flags(program, pipeline.submit_detached, verbs.completion.candidates)
 
@@ -113,6 +114,16 @@ def outdated(c: HostContext, file: str = "", disk: str = "", json: bool = False)
     """Tell which packages of a lock or an image have security updates; exit status 10 if any has."""
     if status := verbs.outdated.outdated(pipeline.of(c, json), file, disk, json):
         sys.exit(status)
+
+
+@task(
+    positional=[],
+    auto_shortflags=False,
+    help={"vary": f"Only these (a,b): {', '.join(SURROUNDINGS)}.", "json": JSON},
+)
+def repro(c: HostContext, vary: str = "", json: bool = False) -> None:
+    """Build a second time from nothing, with everything around it changed, and compare the bytes."""
+    verbs.repro.repro(pipeline.of(c, json), vary, json)
 
 
 @task(help={"keep": "Mount the finished tree on the host itself (root only), until `inv umount`."})
@@ -378,6 +389,7 @@ namespace = Collection(
     lock,
     fetch,
     outdated,
+    repro,
     mount,
     umount,
     *steps,

@@ -296,6 +296,55 @@ class See(Request[Seen]):
     offline: bool = False
 
 
+SURROUNDINGS = (*("folder", "file-system", "umask", "locale", "zone", "cpus", "host-name", "python", "user"),)
+"""What can be changed around a second build, in the order in which it is."""
+
+
+@dataclass(frozen=True)
+class Compared:
+    """A file of both builds."""
+
+    file: str
+    same: bool
+    sha256: str
+    """Of the first."""
+    why: tuple[str, ...]
+    """Where it differs, as lines."""
+
+
+@dataclass(frozen=True)
+class Reproduced:
+    """What a second build was, and how it compares."""
+
+    varied: Mapping[str, str]
+    """What was changed, by its name."""
+    kept: Mapping[str, str]
+    """What was not, and why."""
+    compared: tuple[Compared, ...]
+
+
+@dataclass(frozen=True)
+class Repro(Request[Reproduced]):
+    """Build again from nothing, on the machine of the client, and compare with what was built."""
+
+    verb: ClassVar[str] = "repro"
+    location: str
+    store: str
+    """Folder of the first build's layers."""
+    image: str
+    files: tuple[str, ...]
+    """Names of the converted ones, below `location`."""
+    layers: tuple[tuple[str, ...], ...]
+    """Step and key."""
+    line: tuple[str, ...]
+    """Words of the client's command line, but for where it builds."""
+    environment: Mapping[str, str]
+    """Settings."""
+    vary: tuple[str, ...]
+    folder: str
+    """Where it builds; swept with the parts of LOCATION."""
+
+
 # ---- layers ----------------------------------------------------------------------------------------
 
 

@@ -23,10 +23,12 @@ def prefix(
     subids: bool = True,
     more: Mapping[str, str] | None = None,
     before: Sequence[str] = (),
+    become: bool = True,
 ) -> list[str]:
     """Command line that runs what follows it as the user; `folder` (root's) holds the tables.
 
-    `more` are tables of /etc by name, and `before` lines that root runs once all is in its place.
+    `more` are tables of /etc by name, and `before` lines that root runs once all is in its place. Without
+    `become` the user is there, and root stays who runs it.
     """
     tables = {
         "passwd": f"{NAME}:x:{UID}:{UID}::{home}:/bin/bash\n",
@@ -45,7 +47,9 @@ def prefix(
         lines.append(f"mount --bind {shlex.quote(str(folder / table))} {real}")
     lines += [*ways((Path(sys.base_prefix), CHECKOUT, home)), *before]
     lines.append(
-        f"exec setpriv --reuid {UID} --regid {UID} --clear-groups --inh-caps -all env -i "
+        'exec "$@"'
+        if not become
+        else f"exec setpriv --reuid {UID} --regid {UID} --clear-groups --inh-caps -all env -i "
         f'HOME={shlex.quote(str(home))} USER={NAME} PATH="$PATH" LANG=C.UTF-8 "$@"'
     )
     script = folder / "as-user.sh"

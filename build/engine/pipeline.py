@@ -200,9 +200,13 @@ class Build:
             return None
 
     def _resolve(self, site: wire.Located, frozen: bool) -> Resolution:
-        if self.lock:
-            return self.locked(self.lock, site, frozen)
-        return self.solve(wire.Resolve(frozen=frozen, **self._wanted(site)))
+        request = wire.Resolve(frozen=frozen, **self._wanted(site))
+        found = self.locked(self.lock, site, frozen) if self.lock else self.solve(request)
+        if not found.default_mirror and not self.settings.image_mirror:
+            raise BuildError(
+                "no bootstrap tool there names a mirror for the image's own sources list", "set image_mirror"
+            )
+        return found
 
     def unlocked(self) -> Resolution:
         """The set of what the mirror has today, whatever is locked."""

@@ -18,5 +18,6 @@ from build.verbs import params as params
 from build.verbs import register as register
 from build.verbs import rehearse as rehearse
 from build.verbs import repair as repair
+from build.verbs import repro as repro
 from build.verbs import show as show
 from build.verbs import verify as verify

@@ -18,6 +18,7 @@ PAGES = (
     "docs/appliance.md",
     "docs/settings.md",
     "docs/lock.md",
+    "docs/reproducible.md",
     "CONTRIBUTING.md",
     "SECURITY.md",
 )
@@ -32,6 +33,7 @@ ELSEWHERE = {
     "inv lock": "tests/root/test_lock.py",
     "inv fetch": "tests/root/test_lock.py",
     "inv outdated": "tests/root/test_outdated.py",
+    "inv repro": "tests/boot/test_repro.py",
     "inv rehearse": "tests/boot/test_rehearsal.py",
     "inv register": "tests/root/test_register.py",
     "inv -H": "tests/remote/test_builds.py",
