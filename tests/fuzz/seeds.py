@@ -6,6 +6,7 @@ import base64
 import bz2
 import gzip
 import io
+import struct
 import tarfile
 import zipfile
 from collections.abc import Callable, Mapping
@@ -45,6 +46,31 @@ BOOT = (
     "domain=cs.internal type=router redundant_router=1 nic_macs=02:00:00:00:00:01|02:00:00:00:00:02 "
     "dns1=8.8.8.8 mgmtcidr=10.0.0.0/8,192.168.0.0/16 authorized_key=c3NoLXJzYQ== disable_rp_filter=true"
 )
+CHANGELOG = """openssl (3.0.17-1~deb12u2) bookworm-security; urgency=medium
+
+  * CVE-2025-9230 and CVE-2025-9232
+
+ -- A Person <a@example.org>  Sat, 10 Feb 2024 10:01:15 +0000
+
+openssl (3.0.16-1) bookworm; urgency=low (HIGH for some)
+
+  [ Another ]
+  * New upstream version
+
+ -- A Person <a@example.org>  Fri, 09 Feb 2024 10:01:15 +0000
+"""
+LOCK = """lock 1
+image probe
+suite bookworm
+arch amd64
+components main
+security yes
+epoch 1707559275
+asked openssl
+release bookworm 2024-02-10T10:01:15Z {digest} 4D64FEC119C2029067D6E791F8D2585B8783D481
+package openssl 3.0.17-1 amd64 bookworm 10 {digest} openssl pool/o/openssl_3.0.17-1_amd64.deb base
+package zlib1g 1:1.2-1 amd64 bookworm 10 {digest} zlib pool/z/zlib1g_1.2-1_amd64.deb
+""".format(digest="0" * 64)
 ARMOUR = (
     b"-----BEGIN PGP PUBLIC KEY BLOCK-----\nVersion: 1\n\n%s\n=abcd\n-----END PGP PUBLIC KEY BLOCK-----\n"
 )
@@ -119,6 +145,35 @@ def debs() -> list[bytes]:
     ]
 
 
+def ext2(extents: bool) -> bytes:
+    """A file system of 1 KiB blocks with one file four folders deep, by the kernel's description of ext4."""
+    names = ("var", "lib", "dpkg", "status")
+    content = b"Package: dpkg\nStatus: install ok installed\nArchitecture: amd64\nVersion: 1\n"
+    image = bytearray(20 * 1024)
+    struct.pack_into("<6I", image, 1024, 16, 20, 0, 0, 0, 1)
+    struct.pack_into("<I", image, 1024 + 24, 0)
+    struct.pack_into("<III", image, 1024 + 32, 8192, 8192, 16)
+    struct.pack_into("<H", image, 1024 + 56, 0xEF53)
+    struct.pack_into("<I", image, 1024 + 76, 1)
+    struct.pack_into("<H", image, 1024 + 88, 128)
+    struct.pack_into("<III", image, 2048, 3, 4, 5)
+    for number, name in zip((2, 11, 12, 13, 14), (*names, ""), strict=True):
+        block = number if number > 9 else 10
+        size = 1024 if name else len(content)
+        map_ = struct.pack("<15I", block, *([0] * 14))
+        if extents:
+            map_ = struct.pack("<4HI", 0xF30A, 1, 4, 0, 0) + struct.pack("<IHHI", 0, 1, 0, block)
+        place = 5 * 1024 + (number - 1) * 128
+        struct.pack_into("<HxxI", image, place, 0x41ED if name else 0x81A4, size)
+        struct.pack_into("<I", image, place + 32, 0x80000 if extents else 0)
+        image[place + 40 : place + 40 + len(map_)] = map_
+        data = content
+        if name:
+            data = struct.pack("<IHBB", 11 if number == 2 else number + 1, 1024, len(name), 0) + name.encode()
+        image[block * 1024 : block * 1024 + len(data)] = data
+    return bytes(image)
+
+
 def texts() -> dict[str, list[bytes]]:
     """What is no image."""
     return {
@@ -126,6 +181,9 @@ def texts() -> dict[str, list[bytes]]:
         "keyring": [ARMOUR % base64.b64encode(bytes(range(48)))],
         "packages": [PACKAGES.encode()],
         "boot": [BOOT.encode()],
+        "files": [pack(ext2(extents)) for extents in (False, True)],
+        "changelog": [CHANGELOG.encode()],
+        "lock": [LOCK.encode()],
     }
 
 

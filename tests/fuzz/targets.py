@@ -12,11 +12,15 @@ from functools import partial
 from unittest import mock
 
 from build import debian
+from build.agent import deb as agent_deb
 from build.agent.debian import release
 from build.agent.events import Failure
+from build.agent.verbs import outdated
 from build.debootstrap import unpack
+from build.engine import lockfile
+from build.engine.errors import BuildError
 from build.formats import KINDS, foreign, recognize, vhdx
-from build.formats.lib import partitions, pieces, unwrap
+from build.formats.lib import ext, partitions, pieces, unwrap
 from build.formats.lib.errors import Unsupported
 from build.formats.lib.findings import Damaged, collect
 from build.formats.lib.reader import BoundedReader, Budget
@@ -91,6 +95,29 @@ def _sign(reader: BoundedReader) -> None:
             offset += 512 + -(-octal(head[124:136]) // 512) * 512
         except ValueError:
             return
+
+
+def files(data: bytes) -> None:
+    """A file in a file system, and all on the way to it."""
+    with spread(data) as reader:
+        system = ext.FileSystem(KINDS["raw"].read(reader), 0)
+        for name in ("var/lib/dpkg/status", "usr/lib/os-release"):
+            list(outdated.installed((system.read(name) or b"").decode(errors="replace")))
+
+
+def changelog(data: bytes) -> None:
+    """A Debian changelog."""
+    found = list(agent_deb.entries(data.decode(errors="replace")))
+    agent_deb.urgency(found)
+    agent_deb.cves(found)
+
+
+def lock(data: bytes) -> None:
+    """A lock: what can be read can be written, and is the same then."""
+    read = lockfile.parse(data.decode(errors="replace"), "x.lock")
+    assert lockfile.parse(lockfile.text(read), "x.lock").packages == tuple(
+        sorted(read.packages, key=lambda package: (package.name, package.arch))
+    )
 
 
 def outer(data: bytes) -> None:
@@ -169,6 +196,9 @@ TARGETS: Mapping[str, Target] = {
     "packages": (packages, ()),
     "deb": (deb, (unpack.UnsupportedPackage,)),
     "boot": (boot, ()),
+    "files": (files, (Damaged,)),
+    "changelog": (changelog, ()),
+    "lock": (lock, (BuildError,)),
 }
 """Functions by name, and what each reader may raise."""
 

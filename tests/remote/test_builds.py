@@ -78,6 +78,22 @@ def test_a_step_costs_at_most_three_round_trips(ready: tuple[str, ...], there: B
     assert 1 < all_of_it - login <= 3 * len(steps)
 
 
+def test_a_lock_is_kept_here_and_its_packages_there(
+    ready: tuple[str, ...], there: Buildhost, tmp_path: Path
+) -> None:
+    shutil.copytree(cli.CHECKOUT / "config", tmp_path / "config", symlinks=True)
+    image = ("--image", str(tmp_path / "config/tiny.yaml"))
+    run(there, "alice", "lock", *ready, *image)
+    assert (tmp_path / "config/tiny.amd64.lock").is_file()
+    assert run(there, "alice", "resolve", *ready, *image).count("locked ") == 1
+    assert "/var/lib/images/ready/debs holds" in run(there, "alice", "fetch", *ready, *image)
+    assert " 0 missing, 0 damaged" in run(there, "alice", "fetch", "--check", *ready, *image)
+    assert "none of" in run(there, "alice", "outdated", *ready, *image)
+    assert "none of" in run(there, "alice", "outdated", "/var/lib/images/ready/tiny.img", *ready)
+    told = cli.inv("-H", f"alice@{HOST}", "repro", *ready, prefix=there.prefix, env=there.env).stderr
+    assert "log in there" in told
+
+
 def test_every_verb_that_looks_does_so_there(ready: tuple[str, ...], there: Buildhost) -> None:
     """And leaves it as it was."""
 
