@@ -1,21 +1,31 @@
 """Whole builds in ratios: ours and the classic recipe in turn, on the same package list and mirror.
 
-cold       nothing cached, to the raw disk                     wanted: at most 0.45 of the classic recipe
-nothing    nothing changed                                     wanted: under 1 s beside the mirror's answer
-overlay    one file of the overlay changed, to the raw disk    wanted: at most 0.08 of the classic recipe
+cold       nothing cached, to the raw disk                     wanted: at most 0.27 of the classic recipe
+small      the same in 1 GiB of memory                         wanted: at most 1.6 of the plain one
+nothing    nothing changed                                     wanted: under 0.35 s beside the mirror's answer
+overlay    one file of the overlay changed, to the raw disk    wanted: at most 0.06 of the classic recipe
+update     one package of the lock is a newer one              wanted: at most 0.17 of the classic recipe
+start      `./inv --help`                                      wanted: under 0.4 s
+Beside the seconds stand the memory that a run took at its peak, and what it wrote (MiB).
 """
 
 from __future__ import annotations
 
 import argparse
+import hashlib
 import json
+import os
+import re
+import resource
 import shutil
 import statistics
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 
 CHECKOUT = Path(__file__).resolve().parents[1]
@@ -23,9 +33,12 @@ sys.path.insert(0, str(CHECKOUT))
 
 from build.engine.settings import Settings, load  # noqa: E402  the path above comes first
 
-WANTED = {"cold": 0.45, "overlay": 0.08}
+WANTED = {"cold": 0.27, "overlay": 0.06, "update": 0.17}
+"""Of the classic recipe."""
 SIZE = "size=2000"
 """MiB of the disk; the definition's own is larger, and a larger disk takes the classic recipe longer only."""
+RENEWED = "openssl"
+MIB = 1 << 20
 
 
 def main() -> int:
@@ -37,35 +50,127 @@ def main() -> int:
 
 
 def measure(folder: Path, pairs: int) -> dict[str, list[float]]:
-    """Seconds of each run, ours and the classic one in turn."""
-    config = folder / "config"
-    shutil.copytree(CHECKOUT / "config", config, symlinks=True)
-    settings = load(config / "systemvm.yaml", {}, overrides=[SIZE]).settings
-    seconds: dict[str, list[float]] = {"classic": [], "cold": [], "overlay": [], "nothing": [], "mirror": []}
+    """Seconds of each run, ours and the classic one in turn.
+
+    Each turn has a LOCATION of its own, and nothing is removed in between: where many files were removed,
+    ext4 makes new ones slowly for minutes.
+    """
+    seconds: dict[str, list[float]] = {}
     for turn in range(pairs):
-        location = folder / "location"
+        place = folder / str(turn)
+        config = place / "config"
+        shutil.copytree(CHECKOUT / "config", config, symlinks=True)
+        settings = load(config / "systemvm.yaml", {}, overrides=[SIZE]).settings
+        location = place / "location"
         flags = ("--image", str(config / "systemvm.yaml"), "--set", f"location={location}", "--set", SIZE)
-        seconds["cold"].append(inv("build", *flags))
-        seconds["nothing"].append(inv("build", *flags))
-        seconds["mirror"].append(inv("resolve", *flags))
+        told = {"start": started(), "cold": inv("build", *flags)}
+        told["nothing"] = inv("build", *flags)
+        told["mirror"] = inv("resolve", *flags)
         (config / "rootfs/etc/bench").write_text(f"{turn}\n", encoding="utf-8")
-        seconds["overlay"].append(inv("build", *flags))
-        mirrors = sources(location)
-        inv("clean", "--all", *flags)
-        (config / "rootfs/etc/bench").unlink()
-        seconds["classic"].append(classic(settings, mirrors, folder / "classic"))
-        print({name: round(values[-1], 1) for name, values in seconds.items()}, flush=True)
+        told["overlay"] = inv("build", *flags)
+        inv("lock", *flags)
+        renew(config / "systemvm.amd64.lock", location / "debs", place)
+        told["update"] = inv("build", "--frozen", *flags)
+        (config / "systemvm.amd64.lock").unlink()
+        with little_memory() as prefix:
+            if prefix:
+                small = ("--set", f"location={place}/small")
+                told["small"] = inv("build", *flags, *small, prefix=prefix)
+        told["classic"] = classic(settings, sources(location), place / "classic")
+        print({name: round(value, 2) for name, value in told.items()}, flush=True)
+        for name, value in told.items():
+            seconds.setdefault(name, []).append(value)
     return seconds
 
 
-def inv(*arguments: str) -> float:
-    """Run one command line; answers its wall time in seconds."""
+def inv(*arguments: str, prefix: Sequence[str] = ()) -> float:
+    """Run one command line; returns its wall time in seconds, and says what else it took."""
+    lowest, ended = [available()], threading.Event()
+
+    def watch() -> None:
+        while not ended.wait(0.1):
+            lowest[0] = min(lowest[0], available())
+
+    before, written = available(), resource.getrusage(resource.RUSAGE_CHILDREN).ru_oublock
+    watcher = threading.Thread(target=watch)
+    watcher.start()
     started = time.monotonic()
-    line = [sys.executable, "-m", "invoke", *arguments]
+    line = [*prefix, sys.executable, "-m", "invoke", *arguments]
     done = subprocess.run(line, cwd=CHECKOUT, capture_output=True, text=True, check=False)
+    seconds = time.monotonic() - started
+    ended.set()
+    watcher.join()
     if done.returncode:
         sys.exit(f"{' '.join(arguments)} failed:\n{done.stdout}{done.stderr}")
-    return time.monotonic() - started
+    written = resource.getrusage(resource.RUSAGE_CHILDREN).ru_oublock - written
+    took = f"memory {(before - lowest[0]) // MIB} MiB, written {written * 512 // MIB} MiB"
+    print(f"{arguments[0]:<9} {seconds:6.2f} s  {took}", flush=True)
+    return seconds
+
+
+def started() -> float:
+    """Seconds until the launcher has shown its help."""
+    begin = time.monotonic()
+    subprocess.run([CHECKOUT / "inv", "--help"], stdout=subprocess.DEVNULL, check=True)
+    return time.monotonic() - begin
+
+
+def available() -> int:
+    """Bytes of memory that are to be had."""
+    found = re.search(r"^MemAvailable: +(\d+) kB", Path("/proc/meminfo").read_text(encoding="ascii"), re.M)
+    return int(found[1]) * 1024 if found else 0
+
+
+@contextmanager
+def little_memory() -> Iterator[list[str]]:
+    """A command line's beginning that leaves it 1 GiB; nothing where no control group can be made."""
+    for base, limit in (("/sys/fs/cgroup/memory", "memory.limit_in_bytes"), ("/sys/fs/cgroup", "memory.max")):
+        group = Path(base, f"bench-{os.getpid()}")
+        try:
+            group.mkdir()
+        except OSError:
+            continue
+        try:
+            if not (group / limit).exists():
+                continue
+            (group / limit).write_text(str(1 << 30), encoding="ascii")
+            yield ["sh", "-c", f'echo $$ >{group}/cgroup.procs && exec "$@"', "sh"]
+            return
+        finally:
+            group.rmdir()
+    print("small: no control group can be made here")
+    yield []
+
+
+def renew(lock: Path, debs: Path, folder: Path) -> None:
+    """Put a package into the lock and the store that has another version, and is the same otherwise."""
+    text = lock.read_text(encoding="utf-8")
+    row = next(line for line in text.splitlines() if line.startswith(f"package {RENEWED} ")).split()
+    version = row[2]
+    (old,) = debs.glob(f"{RENEWED}_*")
+    tree = folder / "renewed"
+    subprocess.run(["dpkg-deb", "--raw-extract", old, tree], check=True)
+    control = tree / "DEBIAN/control"
+    newer = f"{version}+bench1"
+    control.write_text(
+        control.read_text(encoding="utf-8").replace(f"Version: {version}\n", f"Version: {newer}\n"),
+        encoding="utf-8",
+    )
+    made = debs / f"{RENEWED}_{newer.replace(':', '%3a')}_{row[3]}.deb"
+    subprocess.run(["dpkg-deb", "--build", tree, made], check=True, stdout=subprocess.DEVNULL)
+    data = made.read_bytes()
+    path = f"{row[8].rpartition('/')[0]}/{made.name}"
+    fresh = [
+        *row[:2],
+        newer,
+        *row[3:5],
+        str(len(data)),
+        hashlib.sha256(data).hexdigest(),
+        row[7],
+        path,
+        *row[9:],
+    ]
+    lock.write_text(text.replace(" ".join(row), " ".join(fresh)), encoding="utf-8")
 
 
 def sources(location: Path) -> tuple[str, str]:
@@ -86,25 +191,26 @@ def classic(settings: Settings, mirrors: Sequence[str], folder: Path) -> float:
     done = subprocess.run(line, capture_output=True, text=True, check=False)
     if done.returncode:
         sys.exit(f"{done.stdout}{done.stderr}")
-    shutil.rmtree(folder)
     return float(json.loads(done.stdout)["total"])
 
 
 def report(seconds: dict[str, list[float]]) -> int:
     """Print the median of the pairs' ratios; the status tells whether all are within what is wanted."""
+    rows = [(name, "classic", wanted, "of the classic recipe") for name, wanted in WANTED.items()]
+    if "small" in seconds:
+        rows.append(("small", "cold", 1.6, "of the plain build"))
     good = True
-    for name, wanted in WANTED.items():
-        ratio = statistics.median(
-            ours / theirs for ours, theirs in zip(seconds[name], seconds["classic"], strict=True)
-        )
+    for name, other, wanted, of in rows:
+        pairs = zip(seconds[name], seconds[other], strict=True)
+        ratio = statistics.median(ours / theirs for ours, theirs in pairs)
         good &= ratio <= wanted
-        print(f"{name:<8} {ratio:.3f} of the classic recipe (wanted: at most {wanted})")
-    beside = statistics.median(
-        whole - mirror for whole, mirror in zip(seconds["nothing"], seconds["mirror"], strict=True)
-    )
-    good &= beside < 1
-    print(f"nothing  {beside:.2f} s beside the mirror's answer (wanted: under 1)")
-    return not good
+        print(f"{name:<8} {ratio:.3f} {of} (wanted: at most {wanted})")
+    pairs = zip(seconds["nothing"], seconds["mirror"], strict=True)
+    beside = statistics.median(whole - mirror for whole, mirror in pairs)
+    start = statistics.median(seconds["start"])
+    print(f"nothing  {beside:.2f} s beside the mirror's answer (wanted: under 0.35)")
+    print(f"start    {start:.2f} s (wanted: under 0.4)")
+    return not (good and beside < 0.35 and start < 0.4)
 
 
 if __name__ == "__main__":
