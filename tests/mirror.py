@@ -172,7 +172,7 @@ class Mirror:
         (index.parents[1] / "InRelease").write_bytes((key or self.key).sign(release))
 
     def _entry(self, deb: Deb, archive: Path, pool: Path) -> str:
-        known = (str(archive), f"{deb.name}_{deb.version}_{deb.arch}")
+        known = (str(archive), f"{deb.name}_{deb.version}_{deb.arch} {deb.files} {list(deb.blobs)}")
         if known not in self._built:
             path = build(deb, pool)
             argv = ["dpkg-deb", "--field", str(path)]

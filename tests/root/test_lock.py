@@ -242,6 +242,16 @@ def test_only_what_is_needed_is_renewed(locked: Place) -> None:
     assert locked.versions()["libbase"] == "2"
 
 
+def test_what_was_changed_at_the_same_version_is_not_taken_in_silence(locked: Place) -> None:
+    locked.update("bookworm", Deb("libbase", "1", files={"usr/share/libbase": "another"}))
+    before = locked.lock.read_text()
+    told = locked.refuse("lock", "--update", "tool")
+    assert "libbase 1 is another file than the lock names" in told
+    assert locked.lock.read_text() == before
+    locked.succeed("lock", "--update", "libbase")
+    assert locked.lock.read_text() != before
+
+
 def test_what_is_nowhere_any_more_is_renewed_too(locked: Place) -> None:
     locked.update("bookworm", Deb("libbase", "2"), Deb("tool", "2", extra={"Depends": "libtool"}))
     (locked.archive.root / "debian/pool/libbase_1_amd64.deb").unlink()

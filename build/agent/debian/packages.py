@@ -15,7 +15,7 @@ from pathlib import Path
 from build.agent.process import PATH
 
 TABLE = """
-verbs build   mount umount shell resolve
+verbs build   mount umount shell resolve lock fetch outdated repro
 verbs build   build convert verify boot test bench picture
 verbs boot    verify boot rehearse test bench
 verbs login   rehearse test bench

@@ -211,17 +211,26 @@ def _with_held(
 ) -> tuple[list[Index], set[str]]:
     """Add to the lists what they have no more, from the packages themselves; and names of what is nowhere."""
     names = {name for name, _ in held}
-    there = set()
+    there: dict[tuple[str, str, str], set[str]] = {}
     for index in lists:
         for text in debian.paragraphs(index.text):
             if debian.name_of(text) in names:
                 fields = debian.fields(text)
-                there.add((fields["Package"], fields["Architecture"], fields["Version"]))
-    gone = [
-        package
-        for (name, arch), package in held.items()
-        if name not in free and (name, arch, package["version"]) not in there
-    ]
+                key = (fields["Package"], fields["Architecture"], fields["Version"])
+                there.setdefault(key, set()).add(fields["SHA256"])
+    gone = []
+    for (name, arch), package in held.items():
+        known = there.get((name, arch, package["version"]))
+        if name in free:
+            continue
+        if known and package["sha256"] not in known:
+            raise Failure(
+                f"{name} {package['version']} is another file than the lock names: it was changed at the "
+                "same version",
+                f"find out why; then: inv lock --update {name}",
+            )
+        if not known:
+            gone.append(package)
     proxy = request.mirrors.apt_proxy
     more: dict[str, list[str]] = {}
     lost = set()
