@@ -328,12 +328,12 @@ class Repro(Request[Reproduced]):
     """Build again from nothing, on the machine of the client, and compare with what was built."""
 
     verb: ClassVar[str] = "repro"
-    location: str
+    place: BuildPaths
     store: str
     """Folder of the first build's layers."""
     image: str
     files: tuple[str, ...]
-    """Names of the converted ones, below `location`."""
+    """Names of the converted ones, below LOCATION."""
     layers: tuple[tuple[str, ...], ...]
     """Step and key."""
     line: tuple[str, ...]
@@ -341,8 +341,6 @@ class Repro(Request[Reproduced]):
     environment: Mapping[str, str]
     """Settings."""
     vary: tuple[str, ...]
-    folder: str
-    """Where it builds; swept with the parts of LOCATION."""
 
 
 # ---- layers ----------------------------------------------------------------------------------------

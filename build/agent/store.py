@@ -272,7 +272,7 @@ def drop(place: BuildPaths, *paths: Path) -> None:
     sandbox.remove(place, *aside)
 
 
-SCRATCH = (".run-*", ".probe-*", ".shell-*", "resolutions/.solve-*", "logs/.*-*")
+SCRATCH = (".run-*", ".probe-*", ".shell-*", ".repro-*", "resolutions/.solve-*", "logs/.*-*")
 """Folders below LOCATION that `files.scratch` makes."""
 YOUNG = 60.0
 """Seconds in which a folder's maker may not have come to lock it."""

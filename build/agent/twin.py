@@ -1,7 +1,7 @@
 """The second build of `inv repro`: runs it with other surroundings, and says where its bytes differ.
 
-Run as a program: the request of the verb as JSON on stdin, the answer as JSON on stdout. As root it is in a
-mount and a UTS namespace of its own, so that whatever it changes goes with it.
+Run as a program, `twin.py FOLDER`: the request of the verb as JSON on stdin, the answer as JSON on stdout. As
+root it is in a mount and a UTS namespace of its own, so that whatever it changes goes with it.
 """
 
 from __future__ import annotations
@@ -52,7 +52,6 @@ class Unchanged(Exception):
 
 
 def _folder(second: Second) -> str:
-    second.folder.mkdir(mode=0o755, parents=True, exist_ok=True)
     second.settings["mountpoint"] = f"/mnt/{'other-' * 3}place"
     return f"{second.folder} and {second.settings['mountpoint']}"
 
@@ -181,7 +180,7 @@ def _root() -> None:
 def surround(second: Second) -> tuple[dict[str, str], dict[str, str]]:
     """Change what is to be; returns what was made of it, and why of others nothing was."""
     varied, kept = {}, {}
-    second.folder.mkdir(mode=0o755, parents=True, exist_ok=True)
+    second.folder.chmod(0o755)
     for name in wire.SURROUNDINGS:
         if name not in second.order.vary:
             continue
@@ -196,16 +195,16 @@ def build(second: Second) -> Path:
     """Run the second build; returns its LOCATION. Raises CalledProcessError."""
     location = second.folder / "location"
     location.mkdir()
-    shutil.copytree(f"{second.order.location}/resolutions", location / "resolutions")
+    shutil.copytree(f"{second.order.place.location}/resolutions", location / "resolutions")
     debs = location / "debs"
     if os.geteuid() == 0:
         debs.mkdir()
-        subprocess.run(["mount", "--bind", f"{second.order.location}/debs", str(debs)], check=True)
+        subprocess.run(["mount", "--bind", f"{second.order.place.location}/debs", str(debs)], check=True)
         owner = os.stat(second.folder)
         for path in (location, *location.glob("resolutions/**/*"), location / "resolutions"):
             os.chown(path, owner.st_uid, owner.st_gid)
     else:
-        debs.symlink_to(f"{second.order.location}/debs")
+        debs.symlink_to(f"{second.order.place.location}/debs")
     settings = {**second.settings, "location": str(location), "imageloc": ""}
     own = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
     words = process.tied([second.python, "-m", "invoke", *second.order.line, *own])
@@ -231,7 +230,10 @@ def digest(path: Path) -> str:
 def compare(order: Repro, location: Path) -> Iterator[wire.Compared]:
     """Each file with its SHA-256, whether it is the same, and where not."""
     image = Path(order.image)
-    pairs = [(image, location / image.name), *((Path(order.location, n), location / n) for n in order.files)]
+    pairs = [
+        (image, location / image.name),
+        *((Path(order.place.location, n), location / n) for n in order.files),
+    ]
     for ours, theirs in pairs:
         one, other = digest(ours), digest(theirs)
         why = () if one == other else tuple(explain(order, ours, theirs, location))
@@ -343,7 +345,7 @@ def _debugfs(request: str, image: Path, start: int) -> str:
 def main() -> None:
     """Do what stdin says."""
     order = wire.load(Repro, json.load(sys.stdin))
-    second = Second(order, Path(order.folder))
+    second = Second(order, Path(sys.argv[1]))
     varied, kept = surround(second)
     try:
         location = build(second)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 from collections.abc import Iterator, Sequence
 
 from build import wire
@@ -32,7 +31,7 @@ def repro(build: Build, vary: str, json: bool) -> None:
         raise BuildError("there is nothing to compare", "leave --detach out")
     place = build.site.place
     request = wire.Repro(
-        location=place.location,
+        place=place,
         store=f"{place.location}/cache/{place.mode}{'' if place.overlay else '-copy'}",
         image=made.image,
         files=tuple(file["file"] for file in converted.files),
@@ -40,7 +39,6 @@ def repro(build: Build, vary: str, json: bool) -> None:
         line=tuple(_line(build, formats)),
         environment={name: text for name, text in os.environ.items() if name.startswith("SYSTEMVM_")},
         vary=wanted,
-        folder=f"{place.location}/.repro.{secrets.token_hex(4)}.part",
     )
     found = build.host.ask(request, build.follow)
     build.console.done()

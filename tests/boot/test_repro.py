@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import shutil
 import subprocess
+import time
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
@@ -105,6 +108,48 @@ def test_what_differs_is_named_with_its_step_and_its_package(
     assert f"first at byte {start + int(where) * 4096:#x}" in done.stdout
     assert "step debootstrap: /usr/bin/dpkg (dpkg)" in done.stdout
     assert "/usr/bin/dpkg" in done.stdout.partition("in partition")[2]
+
+
+def running(word: str) -> list[int]:
+    """Processes with a word in their command line."""
+    found = []
+    for file in Path("/proc").glob("[0-9]*/cmdline"):
+        with contextlib.suppress(OSError):
+            if word.encode() in file.read_bytes():
+                found.append(int(file.parent.name))
+    return found
+
+
+def test_a_killed_client_takes_the_second_build_along(changing: tuple[str, ...], tmp_path: Path) -> None:
+    cli.succeed("build", "--formats", "vhd", *changing)
+    location = tmp_path / "location"
+    child = cli.start("repro", "--formats", "vhd", "--vary", "folder,file-system", *changing)
+    try:
+        until(lambda: any("build" in path for path in inside(location)), "a second build")
+        (aside,) = location.glob(".repro-*")
+    finally:
+        child.kill()
+        child.communicate()
+    until(lambda: not running(aside.name), "its end")
+    os.utime(aside, (0, 0))  # a young one may be about to be used
+    cli.succeed("build", *changing)
+    assert not aside.exists()
+
+
+def inside(location: Path) -> list[str]:
+    """Command lines that build in a folder set aside."""
+    lines = []
+    for process in running(f"{location}/.repro-"):
+        with contextlib.suppress(OSError):
+            lines.append(Path(f"/proc/{process}/cmdline").read_bytes().decode(errors="replace"))
+    return [line for line in lines if "invoke" in line]
+
+
+def until(holds: Callable[[], bool], what: str) -> None:
+    limit = time.monotonic() + 60
+    while not holds():
+        assert time.monotonic() < limit, f"no {what}"
+        time.sleep(0.05)
 
 
 def test_what_cannot_be_done_is_said_at_once(tiny: Built) -> None:

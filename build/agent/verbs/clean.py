@@ -46,7 +46,7 @@ def run(request: wire.Clean, emit: Emit) -> wire.Cleaned:
 
 def _leftovers(location: Path, image: Path) -> list[Path]:
     """Run folders of agents that were killed, half images and half artifacts."""
-    patterns = (".run-*", ".probe-*", ".shell-*", ".*.part")
+    patterns = (".run-*", ".probe-*", ".shell-*", ".repro-*", ".*.part")
     found = [path for pattern in patterns for path in location.glob(pattern)]
     if image.parent != location and image.parent.is_dir():
         found.append(image.parent / f".{image.name}.part")

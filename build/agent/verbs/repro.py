@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 import sys
 from pathlib import Path
 
 from build import wire
-from build.agent import process, twin
+from build.agent import files, process, sandbox, twin
 from build.agent.events import Emit, Failure
+from build.agent.sandbox import BuildPaths
 
 
 def run(request: wire.Repro, emit: Emit) -> wire.Reproduced:
@@ -19,10 +19,12 @@ def run(request: wire.Repro, emit: Emit) -> wire.Reproduced:
     words = [sys.executable, "-I", "-B", twin.__file__]
     if os.geteuid() == 0:
         words = ["unshare", "--mount", "--uts", "--propagation", "private", *words]
-    try:
-        done = process.run(words, text=json.dumps(wire.dump(request)), check=False, deadline=None)
-    finally:
-        shutil.rmtree(Path(request.folder), ignore_errors=True)
+    with files.scratch(Path(request.place.location), ".repro-") as folder:
+        try:
+            text = json.dumps(wire.dump(request))
+            done = process.run([*words, str(folder)], text=text, check=False, deadline=None)
+        finally:
+            sandbox.remove(BuildPaths.of(request.place), *folder.iterdir())
     if done.returncode:
         lines = [line for line in done.stderr.splitlines() if line.strip()] or ["it said nothing"]
         told = next((line for line in lines if line.startswith("error: ")), lines[-1])
