@@ -25,7 +25,7 @@ from build.agent.debian.indices import Index
 from build.agent.events import Emit, Failure
 from build.agent.verbs import fetch
 
-SOLVER = 4
+SOLVER = 3
 """Raised when the way a set is solved changes, so that stored sets are solved anew."""
 
 BASE = frozenset({"apt", "usr-is-merged"})
@@ -66,11 +66,13 @@ def _resolved(
     """Ask the mirror; the stored answer holds as long as nothing it came from has changed."""
     found = archives.find(request.mirrors, emit)
     origins = _origins(found)
-    if stored and stored["origins"] == origins:
-        stored["checked"] = int(time.time())
-        archives.write(file, stored)
-        return _answer(stored, changed=False)
-    packages, digests = _solve(request, found, store, stored, emit)
+    # What a version before stored lacks what a lock has to know.
+    known = stored if stored and "releases" in stored else None
+    if known and known["origins"] == origins:
+        known["checked"] = int(time.time())
+        archives.write(file, known)
+        return _answer(known, changed=False)
+    packages, digests = _solve(request, found, store, known, emit)
     changed = not stored or _lock(packages) != _lock(stored["packages"])
     epoch = stored["epoch"] if stored and not changed else _newest(found)
     fresh = {**_record(request, packages, found, epoch), "origins": origins, "indices": digests}
@@ -103,13 +105,15 @@ def _record(
 
 def _answer(stored: Mapping[str, Any], *, changed: bool) -> dict[str, Any]:
     shown = ("packages", "epoch", "checked", "releases", "default_mirror")
-    return {**{key: stored[key] for key in shown}, "changed": changed}
+    return {**{key: stored.get(key, {}) for key in shown}, "changed": changed}
 
 
 def _identity(request: wire.Resolve) -> str:
     """Name a request by what it asks for and whom it trusts; where the mirror stands is not part of it."""
-    asked = {key: getattr(request.mirrors, key) for key in ("suite", "security", "keyring", "snapshot")}
+    asked = {key: getattr(request.mirrors, key) for key in ("suite", "security", "keyring")}
     asked |= {"arch": request.arch, "components": request.components}
+    if request.mirrors.snapshot:
+        asked["snapshot"] = request.mirrors.snapshot
     text = json.dumps([SOLVER, asked, sorted(set(request.packages))], sort_keys=True)
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
