@@ -30,6 +30,10 @@ MIB = 1 << 20
 OUT_OF_RANGE = HTTPStatus.REQUESTED_RANGE_NOT_SATISFIABLE
 
 
+class Gone(Failure):
+    """The mirror does not have a package."""
+
+
 class Meter:
     """Bytes that have come in, told at most ten times a second."""
 
@@ -207,14 +211,14 @@ def _bring(package: Mapping[str, Any], folder: Path, source: Source, meter: Mete
     _publish(package, part, folder)
 
 
-def _absent(package: Mapping[str, Any], lock: str) -> Failure:
+def _absent(package: Mapping[str, Any], lock: str) -> Gone:
     if lock:
-        return Failure(
+        return Gone(
             f"{package['name']} {package['version']} of {lock} is gone: {package['url']} is not there",
             "a snapshot mirror of that day has it (setting snapshot); or run: inv lock --update "
             + package["name"],
         )
-    return Failure(
+    return Gone(
         f"{package['url']} is not there",
         "try again: the mirror has moved on (with --frozen: use a mirror that keeps old packages)",
     )

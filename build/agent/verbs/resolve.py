@@ -242,7 +242,7 @@ def _with_held(
         place = next((index.archive.mirror for index in lists if index.archive.suite == package["suite"]), "")
         try:
             path = fetch.one({**package, "url": f"{place}/{package['path']}"}, Path(request.debs), proxy)
-        except Failure:
+        except fetch.Gone:
             gone_one = f"{package['name']} {package['version']}"
             emit("note", text=f"{gone_one} is nowhere any more: it is renewed, too")
             lost.add(package["name"])
