@@ -83,7 +83,9 @@ def path_of(definition: Path, arch: str) -> Path:
 
 
 def of(settings: Settings, resolution: Resolution) -> Lock:
-    """The lock of a resolved set."""
+    """The lock of a resolved set; raises BuildError for one that a version before has stored."""
+    if not resolution.releases:
+        raise BuildError("the stored package set does not say what it was solved from", "run: inv resolve")
     return Lock(
         settings.imagename,
         settings.suite,

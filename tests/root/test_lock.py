@@ -278,6 +278,11 @@ def test_a_name_that_nobody_knows_is_refused(locked: Place) -> None:
 def test_one_that_is_to_be_renewed_has_to_be_there(place: Place) -> None:
     assert "there is no" in place.refuse("lock", "--update", "tool")
     assert "what a mirror has today" in place.refuse("lock", "--offline")
+    assert "no stored resolution" in place.refuse("lock", "--frozen")
+    place.succeed("resolve")
+    asked = len(place.archive.asked)
+    place.succeed("lock", "--frozen")
+    assert len(place.archive.asked) == asked
 
 
 # --- offline ----------------------------------------------------------------------------------------
