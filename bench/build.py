@@ -175,7 +175,7 @@ def renew(lock: Path, debs: Path, folder: Path) -> None:
 
 def sources(location: Path) -> tuple[str, str]:
     """Mirror and security mirror as the finished image's own sources list names them."""
-    (listed,) = location.glob("cache/*/debootstrap-*/tree/etc/apt/sources.list.d/debian.sources")
+    listed = next(location.glob("cache/*/debootstrap-*/tree/etc/apt/sources.list.d/debian.sources"))
     found = [
         line.split()[1] for line in listed.read_text(encoding="utf-8").splitlines() if line[:5] == "URIs:"
     ]
