@@ -8,6 +8,9 @@ from __future__ import annotations
 import re
 from collections.abc import Iterable, Iterator
 
+SNAPSHOT = "%Y%m%dT%H%M%SZ"
+"""How the folders of a snapshot mirror name a moment (UTC), for strptime(3)."""
+
 
 def paragraphs(text: str) -> Iterator[str]:
     """Split deb822 text at its empty lines."""

@@ -90,28 +90,37 @@ def rows(tree: str) -> Iterator[str]:
         yield f"{told} {_content(path, status)} {json.dumps(os.fsdecode(name))}\n"
 
 
-def keep(tree: str, listed: str, mark: str) -> None:
+def keep(tree: str, path: str, mark: str) -> None:
     """Bring a tree to the disk and say so, then list what it holds; a list is whole or not there."""
     subprocess.run(["sync", "--file-system", tree], check=True)
     os.close(os.open(mark, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o644))
-    aside = f"{listed}.part"
+    aside = f"{path}.part"
     with open(aside, "w", encoding="ascii") as file:
         file.writelines(rows(tree))
         file.flush()
         os.fsync(file.fileno())
-    os.rename(aside, listed)
+    os.rename(aside, path)
 
 
-def compare(tree: str, listed: str) -> Iterator[str]:
+def listed(path: str) -> dict[str, str]:
+    """Rows of a list by the names in them."""
+    with open(path, encoding="ascii") as file:
+        return {_name(row): row for row in file}
+
+
+def _name(row: str) -> str:
+    name: str = json.loads(row.split(" ", 2)[2])
+    return name
+
+
+def compare(tree: str, path: str) -> Iterator[str]:
     """Names that are changed, gone, or not in the list."""
-    with open(listed, encoding="ascii") as file:
-        wanted = {line.split(" ", 2)[2].strip(): line for line in file}
+    wanted = listed(path)
     for row in rows(tree):
-        name = row.split(" ", 2)[2].strip()
+        name = _name(row)
         if wanted.pop(name, None) != row:
-            yield json.loads(name)
-    for name in wanted:
-        yield json.loads(name)
+            yield name
+    yield from wanted
 
 
 def main(verb: str, *arguments: str) -> None:

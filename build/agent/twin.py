@@ -23,7 +23,7 @@ if not __package__:
     sys.path.insert(0, str(Path(__file__).resolve().parents[2]))
 
 from build import wire
-from build.agent import process
+from build.agent import content, memory, process
 from build.wire import Repro
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -59,8 +59,7 @@ def _folder(second: Second) -> str:
 def _file_system(second: Second) -> str:
     _root()
     needed = ROOM * Path(second.order.image).stat().st_size
-    told = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
-    if int(told["MemAvailable"].split()[0]) * 1024 < needed:
+    if memory.available() < needed:
         raise Unchanged(f"a LOCATION in memory needs {needed >> 20} MiB")
     subprocess.run(["mount", "-t", "tmpfs", "-o", "mode=755", "twin", str(second.folder)], check=True)
     return "tmpfs"
@@ -268,12 +267,6 @@ def first_difference(ours: Path, theirs: Path) -> int:
             place += len(a)
 
 
-def listed(folder: Path) -> dict[str, str]:
-    """What a layer holds: a digest by name (build/agent/content.py wrote it)."""
-    rows = (line.split(" ", 2) for line in (folder / "content").read_text(encoding="ascii").splitlines())
-    return {json.loads(name): f"{status} {content}" for status, content, name in rows}
-
-
 def layers(order: Repro, location: Path) -> Iterator[str]:
     """Which files of which step differ, and the packages that they are of."""
     base = Path(order.store, order.layers[0][1], "tree")
@@ -281,7 +274,7 @@ def layers(order: Repro, location: Path) -> Iterator[str]:
         mine = Path(order.store, key)
         for other in location.glob(f"cache/*/{key}"):
             try:
-                one, two = listed(mine), listed(other)
+                one, two = (content.listed(f"{layer}/content") for layer in (mine, other))
             except OSError:
                 yield f"step {step}: what its layer holds is not listed yet"
                 continue

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, NoReturn
 
+from build.agent import files
 from build.engine.errors import BuildError
 from build.engine.resolution import Package, Release, Resolution
 from build.engine.settings import Settings
@@ -122,6 +123,11 @@ def text(lock: Lock) -> str:
         ),
     ]
     return HEAD + "".join(f"{line}\n" for line in lines)
+
+
+def write(file: Path, lock: Lock) -> None:
+    """Replace a lock, whole or not at all."""
+    files.write(file, text(lock).encode())
 
 
 def _stamp(seconds: int) -> str:

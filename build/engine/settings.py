@@ -28,6 +28,7 @@ from pydantic import (
     model_validator,
 )
 
+from build import debian
 from build.engine import cloudstack, sources
 from build.engine.errors import BuildError
 from build.engine.options import Options, Ovf, Qcow2
@@ -261,7 +262,7 @@ class Settings(Part):
     def _check_snapshot(cls, value: str) -> str:
         try:
             if value:
-                time.strptime(value, "%Y%m%dT%H%M%SZ")
+                time.strptime(value, debian.SNAPSHOT)
         except ValueError:
             raise ValueError("write the moment as in 20261127T090000Z") from None
         return value

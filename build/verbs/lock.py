@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import os
 import re
-import tempfile
 from collections.abc import Sequence
 from dataclasses import replace
 from pathlib import Path
@@ -46,7 +44,7 @@ def lock(build: Build, update: bool, names: str, dry_run: bool, json: bool) -> N
         made = replace(made, epoch=held.epoch)
     rows = _news(build, changes, found) if held else []
     if not dry_run:
-        _write(build.lock_file, lockfile.text(made))
+        lockfile.write(build.lock_file, made)
     if json:
         build.console.json(
             lock=str(build.lock_file), written=not dry_run, packages=len(made.packages), changes=rows
@@ -78,21 +76,6 @@ def _fits(held: Lock, build: Build) -> bool:
     except BuildError:
         return False
     return True
-
-
-def _write(file: Path, text: str) -> None:
-    """Replace a lock, whole or not at all."""
-    handle, part = tempfile.mkstemp(dir=file.parent, prefix=f".{file.name}.")
-    try:
-        with os.fdopen(handle, "w", encoding="utf-8") as stream:
-            stream.write(text)
-            os.fchmod(stream.fileno(), 0o644)
-            stream.flush()
-            os.fsync(stream.fileno())
-        Path(part).replace(file)
-    except BaseException:
-        Path(part).unlink(missing_ok=True)
-        raise
 
 
 def _news(build: Build, changes: Sequence[Change], found: Resolution) -> list[dict[str, object]]:

@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from build import wire
+from build import debian, wire
 from build.agent import files
 from build.agent.debian import release, web
 from build.agent.debian.release import Release
@@ -28,8 +28,6 @@ from build.agent.events import Emit, Failure
 
 STALE = 14 * 86400
 """Seconds after which a security suite without news is worth a word; Debian's gets some every few days."""
-SNAPSHOT = "%Y%m%dT%H%M%SZ"
-"""How the folders of a snapshot mirror name a moment (UTC), for strptime(3)."""
 
 
 @dataclass(frozen=True)
@@ -159,7 +157,7 @@ def _check_time(archive: Archive, snapshot: str, emit: Emit) -> None:
 
 def moment(snapshot: str) -> int:
     """Seconds since 1970 of a snapshot's name; raises ValueError."""
-    return calendar.timegm(time.strptime(snapshot, SNAPSHOT))
+    return calendar.timegm(time.strptime(snapshot, debian.SNAPSHOT))
 
 
 def _no_suite(name: str, suite: str, mirror: str, source: Source) -> Failure:

@@ -10,7 +10,7 @@ import struct
 from collections.abc import Iterator
 from functools import lru_cache
 
-from build.formats.lib import pieces
+from build.formats.lib import partitions
 from build.formats.lib.findings import Damaged
 from build.formats.lib.pieces import Disk
 
@@ -25,12 +25,19 @@ _EXTENTS, _SIXTY_FOUR = 0x80000, 0x80
 _KIND, _FOLDER, _FILE = 0xF000, 0x4000, 0x8000
 
 
+class _Kept:
+    """A disk that keeps the last pieces of another one: what is read of a file system is small and near."""
+
+    def __init__(self, disk: Disk) -> None:
+        self.size, self.facts = disk.size, disk.facts
+        self.piece = lru_cache(maxsize=8)(disk.piece)
+
+
 class FileSystem:
     """What lies from a byte of a disk on; raises Damaged when that is no ext file system."""
 
     def __init__(self, disk: Disk, start: int) -> None:
-        self._disk, self._start = disk, start
-        self._piece = lru_cache(maxsize=8)(self._guest_piece)
+        self._disk, self._start = _Kept(disk), start
         head = self._bytes(1024, 1024)
         if len(head) < 1024 or struct.unpack_from("<H", head, 56)[0] != MAGIC:
             raise Damaged(f"guest byte {start:#x}", "no ext file system")
@@ -140,17 +147,7 @@ class FileSystem:
         return data
 
     def _bytes(self, offset: int, length: int) -> bytes:
-        out, place = bytearray(), self._start + offset
-        while length > 0 and place < self._disk.size:
-            index, skip = divmod(place, pieces.PIECE)
-            part = self._piece(index)[skip : skip + length]
-            out += part
-            place, length = place + len(part), length - len(part)
-        return bytes(out)
-
-    def _guest_piece(self, index: int) -> bytes:
-        data = self._disk.piece(index)
-        return bytes(pieces.length(index, self._disk.size)) if data is None else data
+        return partitions.read_guest(self._disk, self._start + offset, length)
 
 
 def _entries(content: bytes) -> Iterator[tuple[bytes, int]]:
