@@ -1,17 +1,17 @@
-"""Write the root file system of a planned disk with the target suite's own e2fsprogs.
+"""Write the root file system of a planned disk: all but the content of files, whose places it tells.
 
-Usage: ext4.py PLAN.json ASKED.json STAGE [GRUB.CFG]
+Usage: ext4.py PLAN.json ASKED.json TREE.json STAGE COPIES.json [GRUB.CFG]
 
 STAGE is all that the tree's e2fsprogs see: `tree`, the empty file `image`, and `inputs` with `mke2fs.conf`,
-GRUB.CFG and small files that are needed meanwhile. Without GRUB.CFG no menu goes into the tree.
+GRUB.CFG and small files that are needed meanwhile. Without GRUB.CFG no menu goes into the tree. TREE.json is
+what layout.py found in the tree; COPIES.json gets a list of what is still missing on the disk, in its order:
+`[byte of the disk, bytes, path from the tree's top, byte of the file]`.
 
-Prints progress, `LABEL<TAB>DONE<TAB>TOTAL` a line, in bytes. The programs run from the tree through its
-own dynamic loader: the tree is not their root, because no mount that a root needs may lie in it. They are
-not the build host's, because each version lays a file system out a little differently.
-
-mke2fs takes over what a tree holds; left over are times that tell when it was built, and the order in
-which a build host's file system lists extended attributes. Both are settled by debugfs: no time is later
-than SOURCE_DATE_EPOCH. Places of fields: kernel documentation, ext4 disk layout.
+mke2fs makes the file system, empty; inodes, folders and the places of all content are ours: laid out from
+its start on without a gap, so that an image format finds the rest of the disk free, and known before a byte of
+content is read, so that it is read once. debugfs adds extended attributes and the menu, and e2fsck looks at
+all of it. These programs run from the tree through its own dynamic loader: the tree is not their root, because
+no mount that a root needs may lie in it. They are not the build host's, whose versions differ.
 """
 
 from __future__ import annotations
@@ -19,13 +19,21 @@ from __future__ import annotations
 import json
 import os
 import re
-import signal
+import stat
 import struct
 import subprocess
 import sys
-import threading
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any, BinaryIO
+
+if not __package__:  # run as a program: what it shares with others lies beside it
+    sys.path.insert(0, os.path.dirname(__file__))
+
+from build import crc32c
+from build.disk import inodes, layout, tree
+from build.disk.inodes import Extent, Node, Space
+from build.disk.layout import GROUP, INODE
+from build.disk.tree import BLOCK
 
 SECTOR = 512
 FEATURES = (
@@ -33,22 +41,11 @@ FEATURES = (
     "huge_file,dir_nlink,extra_isize,metadata_csum"
 )
 """All that GRUB 2.06 reads and every suite's e2fsck knows: no orphan_file, no metadata_csum_seed."""
-INODE_TIMES = {"atime": (0x08, 0x8C), "ctime": (0x0C, 0x84), "crtime": (0x90, 0x94), "mtime": (0x10, 0x88)}
-"""Offsets of seconds and of the extra word (nanoseconds and two more bits of seconds) in an inode."""
-ATTRIBUTE_NAMES = {
-    1: "user.",
-    2: "system.posix_acl_access",
-    3: "system.posix_acl_default",
-    4: "trusted.",
-    6: "security.",
-    7: "system.",
-}
-"""What an attribute's name begins with, by its index."""
+Copy = tuple[int, int, str, int]
+"""Byte of the disk, bytes, path from the tree's top, byte of the file."""
+TIMES = ("atime", "ctime", "crtime", "mtime")
 UNCOUNTED = "ssv kbytes_written 0"
-"""Command for debugfs: forget how much was ever written, which tells how the tree lay on the host's disk."""
-BLOCK = 4096
-ROOT_INODE = 2
-FIRST_FREE = 11
+"""Command for debugfs: forget how much was ever written."""
 
 
 class Tools:
@@ -85,7 +82,7 @@ class Tools:
 
 
 def make(tools: Tools, place: Mapping[str, Any]) -> None:
-    """Make the file system inside the image and copy the tree into it."""
+    """Make an empty file system inside the image."""
     ids = place["filesystem"]
     extended = {
         "offset": place["start"] * SECTOR,
@@ -101,115 +98,186 @@ def make(tools: Tools, place: Mapping[str, Any]) -> None:
         "-e", "remount-ro", "-N", str(ids["inodes"]), "-J", f"size={ids['journal']}",
         "-L", ids["label"], "-U", ids["uuid"],
         "-E", ",".join(f"{key}={value}" for key, value in extended.items()),
-        "-d", "/tree", "/image", str(ids["blocks"]),
+        "/image", str(ids["blocks"]),
     )  # fmt: skip
 
 
-class Watch(threading.Thread):
-    """Tell how many bytes of the image are written while another program writes them."""
+class FileSystem:
+    """An empty file system, as mke2fs leaves it, at a byte of a disk."""
 
-    def __init__(self, image: str, label: str, total: int) -> None:
-        super().__init__(daemon=True)
-        self.image, self.label, self.total = image, label, total
-        self.over = threading.Event()
+    def __init__(self, disk: BinaryIO, offset: int) -> None:
+        self.disk, self.offset = disk, offset
+        self.head = bytearray(self.read(1024, 1024))
+        (self.blocks,) = struct.unpack_from("<I", self.head, 0x04)
+        (self.inodes_per_group,) = struct.unpack_from("<I", self.head, 0x28)
+        (self.reserved,) = struct.unpack_from("<H", self.head, 0xCE)
+        self.groups = layout.ceil(self.blocks, GROUP)
+        self.seed = crc32c.register(self.head[0x68:0x78])
+        self.descriptors = bytearray(self.read(BLOCK, self.groups * inodes.DESCRIPTOR))
 
-    def run(self) -> None:
-        """Look twice a second until told to stop."""
-        while not self.over.wait(0.5):
-            report(self.label, min(os.stat(self.image).st_blocks * 512, self.total), self.total)
+    def read(self, place: int, length: int) -> bytes:
+        """Bytes of the file system."""
+        return os.pread(self.disk.fileno(), length, self.offset + place)
 
-    def stop(self) -> None:
-        """End, with all of it done."""
-        self.over.set()
-        self.join()
-        report(self.label, self.total, self.total)
+    def write(self, place: int, content: bytes) -> None:
+        """Write bytes of the file system."""
+        os.pwrite(self.disk.fileno(), content, self.offset + place)
 
+    def located(self, group: int, what: int) -> int:
+        """Block of a group's block bitmap (0), inode bitmap (1) or inode table (2)."""
+        place = group * inodes.DESCRIPTOR + 4 * what
+        low, high = struct.unpack_from("<I28xI", self.descriptors, place)
+        return int(low | high << 32)
 
-def report(label: str, done: int, total: int) -> None:
-    """One line of progress."""
-    print(label, done, total, sep="\t", flush=True)
+    def table_place(self, number: int) -> int:
+        """Byte of an inode."""
+        group, index = divmod(number - 1, self.inodes_per_group)
+        return self.located(group, 2) * BLOCK + index * INODE
 
+    def block_bitmap(self, group: int) -> int:
+        """Blocks of a group that are in use, a bit each."""
+        place = group * inodes.DESCRIPTOR
+        (flags,) = struct.unpack_from("<H", self.descriptors, place + 0x12)
+        if not flags & inodes.BLOCKS_UNUSED:
+            return int.from_bytes(self.read(self.located(group, 0) * BLOCK, BLOCK), "little")
+        used = 0
+        if layout.has_superblock(group):
+            used = (1 << 1 + self.descriptor_blocks() + self.reserved) - 1
+        for other in range(self.groups):
+            for what, count in ((0, 1), (1, 1), (2, layout.ceil(self.inodes_per_group * INODE, BLOCK))):
+                home, bit = divmod(self.located(other, what), GROUP)
+                if home == group:
+                    used |= (1 << count) - 1 << bit
+        beyond = max(0, (group + 1) * GROUP - self.blocks)
+        return used | ((1 << beyond) - 1 << GROUP - beyond)
 
-def inodes(disk: BinaryIO, offset: int) -> Iterator[tuple[int, bytes]]:
-    """Yield number and bytes of every inode in use of the file system at this byte offset."""
-    disk.seek(offset + 1024)
-    block = disk.read(1024)
-    (total,) = struct.unpack_from("<I", block, 0x00)
-    (log_size,) = struct.unpack_from("<I", block, 0x18)
-    (per_group,) = struct.unpack_from("<I", block, 0x28)
-    (inode_size,) = struct.unpack_from("<H", block, 0x58)
-    (descriptor_size,) = struct.unpack_from("<H", block, 0xFE)
-    size = 1024 << log_size
-    disk.seek(offset + size)
-    descriptors = disk.read(total // per_group * descriptor_size)
-    for group in range(total // per_group):
-        place = group * descriptor_size
-        table_low, unused_low = struct.unpack_from("<8xI16xH", descriptors, place)
-        table_high, unused_high = struct.unpack_from("<40xI6xH", descriptors, place)
-        unused = unused_low | unused_high << 16
-        disk.seek(offset + (table_low | table_high << 32) * size)
-        table = disk.read((per_group - unused) * inode_size)
-        for index in range(per_group - unused):
-            inode = table[index * inode_size : (index + 1) * inode_size]
-            mode, links = struct.unpack_from("<H", inode, 0)[0], struct.unpack_from("<H", inode, 0x1A)[0]
-            number = group * per_group + index + 1
-            if mode and links and (number >= FIRST_FREE or number == ROOT_INODE):
-                yield number, inode
+    def descriptor_blocks(self) -> int:
+        """Blocks of all descriptors."""
+        return layout.ceil(self.groups * inodes.DESCRIPTOR, BLOCK)
 
+    def first_block(self, number: int) -> int:
+        """Where the content of an inode begins."""
+        high, low = struct.unpack_from("<HI", self.read(self.table_place(number) + 0x28, 60), 18)
+        return int(low | high << 32)
 
-def settle_times(number: int, inode: bytes, epoch: int) -> Iterator[str]:
-    """Commands for debugfs that set an inode's times to the epoch; an older modification stays as it was."""
-    for name, (place, extra) in INODE_TIMES.items():
-        (seconds,) = struct.unpack_from("<I", inode, place)
-        # Read without its sign: a time before 1970 has no business in an image either.
-        if seconds > epoch or (name != "mtime" and seconds != epoch):
-            yield f"sif <{number}> {name} @{epoch}"
-        if struct.unpack_from("<I", inode, extra)[0]:
-            yield f"sif <{number}> {name}_extra 0"
-
-
-def attributes(disk: BinaryIO, offset: int, inode: bytes) -> dict[str, bytes]:
-    """Extended attributes of an inode, from its own end and its outer block; values as they lie there."""
-    start = 128 + int(struct.unpack_from("<H", inode, 0x80)[0])
-    found: dict[str, bytes] = {}
-    if inode[start : start + 4] == b"\0\0\x02\xea":
-        found |= entries(inode[start + 4 :], 0)
-    low, high = struct.unpack_from("<I10xH", inode, 0x68)
-    if outer := low | high << 32:
-        disk.seek(offset + outer * BLOCK)
-        found |= entries(disk.read(BLOCK), 32)
-    return found
-
-
-def entries(area: bytes, place: int) -> dict[str, bytes]:
-    """Read a list of attributes that begins at `place`; values are found from the start of the area."""
-    found: dict[str, bytes] = {}
-    while area[place : place + 4] != bytes(4):
-        length, index, value, size = struct.unpack_from("<BBH4xI", area, place)
-        name = area[place + 16 : place + 16 + length].decode(errors="surrogateescape")
-        found[ATTRIBUTE_NAMES[index] + name] = area[value : value + size]
-        place += 16 + -(-length // 4) * 4
-    return found
-
-
-def settle_attributes(number: int, found: Mapping[str, bytes], folder: str) -> Iterator[str]:
-    """Commands for debugfs that give an inode its attributes anew, by name; their values go into `folder`."""
-    if len(found) < 2:
-        return
-    yield from (f'ea_rm <{number}> "{name}"' for name in sorted(found))
-    for index, (name, value) in enumerate(sorted(found.items())):
-        file_name = f"value-{number}-{index}"
-        with open(os.path.join(folder, file_name), "wb") as file:
-            file.write(value)
-        yield f'ea_set -r -f /inputs/{file_name} <{number}> "{name}"'
+    def settle(self, bitmaps: Sequence[int], nodes: Sequence[Node]) -> None:
+        """Write what is free and what is in use: bitmaps, descriptors, superblock, and the copies of these."""
+        per_group = self.inodes_per_group
+        last = nodes[-1].number
+        folders = [node.number for node in nodes if node.entry.kind == stat.S_IFDIR] + [inodes.LOST]
+        free_blocks = free_inodes = 0
+        for group, bitmap in enumerate(bitmaps):
+            place = group * inodes.DESCRIPTOR
+            blocks = GROUP - bitmap.bit_count()
+            used = min(max(last - group * per_group, 0), per_group)
+            beyond = GROUP - per_group
+            numbers = (1 << used) - 1 | (1 << beyond) - 1 << per_group
+            count = sum(1 for number in folders if (number - 1) // per_group == group)
+            free_blocks, free_inodes = free_blocks + blocks, free_inodes + per_group - used
+            (flags,) = struct.unpack_from("<H", self.descriptors, place + 0x12)
+            if bitmap != self.block_bitmap(group) or used:
+                flags &= ~inodes.BLOCKS_UNUSED
+            if used:
+                flags &= ~inodes.INODE_UNUSED
+            sums = [0, 0]
+            for what, (mask, length) in enumerate(((bitmap, BLOCK), (numbers, per_group // 8))):
+                if not flags & (inodes.BLOCKS_UNUSED, inodes.INODE_UNUSED)[what]:
+                    content = mask.to_bytes(BLOCK, "little")
+                    self.write(self.located(group, what) * BLOCK, content)
+                    sums[what] = crc32c.register(content[:length], self.seed)
+            unused = per_group - used
+            struct.pack_into("<HHHH", self.descriptors, place + 0x0C, blocks, unused, count, flags)
+            low, high = ([each >> shift & 0xFFFF for each in sums] for shift in (0, 16))
+            struct.pack_into("<HHHH", self.descriptors, place + 0x18, *low, unused, 0)
+            struct.pack_into("<HHHH", self.descriptors, place + 0x2C, 0, 0, 0, 0)
+            struct.pack_into("<HH", self.descriptors, place + 0x38, *high)
+            whole = self.descriptors[place : place + inodes.DESCRIPTOR]
+            value = crc32c.register(whole, crc32c.register(struct.pack("<I", group), self.seed))
+            struct.pack_into("<H", self.descriptors, place + 0x1E, value & 0xFFFF)
+        struct.pack_into("<II", self.head, 0x0C, free_blocks & 0xFFFFFFFF, free_inodes)
+        struct.pack_into("<I", self.head, 0x158, free_blocks >> 32)
+        for group in filter(layout.has_superblock, range(self.groups)):
+            struct.pack_into("<H", self.head, 0x5A, group)
+            struct.pack_into("<I", self.head, 0x3FC, crc32c.register(self.head[:0x3FC]))
+            start = group * GROUP * BLOCK
+            self.write(start + (0 if group else 1024), self.head)
+            self.write(start + BLOCK, self.descriptors)
 
 
-def settle_root(status: os.stat_result, epoch: int) -> Iterator[str]:
-    """Commands that give the top directory what mke2fs does not take over."""
-    yield f"sif <{ROOT_INODE}> mode 0{status.st_mode:o}"
-    yield f"sif <{ROOT_INODE}> uid {status.st_uid}"
-    yield f"sif <{ROOT_INODE}> gid {status.st_gid}"
-    yield f"sif <{ROOT_INODE}> mtime @{min(int(status.st_mtime), epoch)}"
+def populate(system: FileSystem, nodes: Sequence[Node], epoch: int) -> list[Copy]:
+    """Write a tree without the content of its files; returns where that belongs, in the order of the disk."""
+    free = Space([system.block_bitmap(group) for group in range(system.groups)], system.blocks)
+    place_folders(system, [node for node in nodes if node.entry.kind == stat.S_IFDIR], free)
+    copies: list[Copy] = []
+    for node in nodes:
+        entry = node.entry
+        if entry.kind == stat.S_IFREG:
+            node.size, node.extents = entry.size, inodes.place(entry.runs, free)
+            copies += (copy(system.offset, node, extent) for extent in node.extents)
+        elif entry.kind == stat.S_IFLNK:
+            target = os.fsencode(entry.target)
+            node.size = len(target)
+            if node.size < layout.SHORT_LINK:
+                node.inner = target
+            else:
+                node.extents = inodes.place([(0, 1)], free)
+                system.write(node.extents[0].first * BLOCK, target)
+        elif entry.kind in (stat.S_IFCHR, stat.S_IFBLK):
+            node.inner = inodes.device(entry.device)
+        if node.extents or entry.kind == stat.S_IFREG:
+            for number, content in inodes.extent_tree(node, free, system.seed):
+                system.write(number * BLOCK, content)
+    write_inodes(system, nodes, epoch)
+    system.settle(free.bitmaps(), nodes)
+    return copies
+
+
+def place_folders(system: FileSystem, folders: Sequence[Node], free: Space) -> None:
+    """Give each folder its blocks, and write them."""
+    contents = [inodes.folder_blocks(node) for node in folders]
+    numbers = [
+        node.number
+        for node, content in zip(folders, contents, strict=True)
+        for _ in range(len(content) // BLOCK)
+    ]
+    summed = memoryview(inodes.summed_folders(b"".join(contents), numbers, system.seed))
+    for node, content in zip(folders, contents, strict=True):
+        node.size, count, first = len(content), len(content) // BLOCK, []
+        if node.number == inodes.ROOT:  # mke2fs gave it its first block
+            first = [Extent(0, system.first_block(inodes.ROOT), 1)]
+        node.extents = first + inodes.place([(len(first), count)], free)
+        for extent in node.extents:
+            system.write(extent.first * BLOCK, summed[: extent.count * BLOCK])
+            summed = summed[extent.count * BLOCK :]
+
+
+def copy(offset: int, node: Node, extent: Extent) -> Copy:
+    """What has to be copied for an extent of a file."""
+    start = extent.logical * BLOCK
+    length = min(extent.count * BLOCK, node.size - start)
+    return offset + extent.first * BLOCK, length, node.path, start
+
+
+def write_inodes(system: FileSystem, nodes: Sequence[Node], epoch: int) -> None:
+    """Write the inodes of a tree, the one of its top in place of that of the empty file system."""
+    top, *rest = (inodes.inode(node, epoch) for node in nodes)
+    system.write(system.table_place(inodes.ROOT), inodes.with_checksums(top, inodes.ROOT, system.seed))
+    summed = inodes.with_checksums(b"".join(rest), inodes.FIRST, system.seed)
+    number = inodes.FIRST
+    while summed:
+        count = system.inodes_per_group - (number - 1) % system.inodes_per_group
+        system.write(system.table_place(number), summed[: count * INODE])
+        number, summed = number + count, summed[count * INODE :]
+
+
+def attributes(nodes: Sequence[Node], root: str, folder: str) -> Iterator[str]:
+    """Commands for debugfs that give each inode its extended attributes, by name; values go into `folder`."""
+    for node in nodes:
+        for index, name in enumerate(node.entry.attributes):
+            file_name = f"value-{node.number}-{index}"
+            with open(os.path.join(folder, file_name), "wb") as file:
+                file.write(os.getxattr(os.path.join(root, node.path), name, follow_symlinks=False))
+            yield f'ea_set -f /inputs/{file_name} <{node.number}> "{name}"'
 
 
 def add_file(root: str, folder: str, name: str, source: str, epoch: int) -> Iterator[str]:
@@ -218,13 +286,13 @@ def add_file(root: str, folder: str, name: str, source: str, epoch: int) -> Iter
     if not os.path.isdir(f"{root}{folder}"):
         yield f"cd {above}"
         yield f"mkdir {last}"
-        yield from (f"sif {folder} {time} @{epoch}" for time in INODE_TIMES)
+        yield from (f"sif {folder} {time} @{epoch}" for time in TIMES)
     yield f"cd {folder}"
     yield f"write {source} {name}"
     yield from (
         f"sif {name} {field} {value}" for field, value in (("mode", "0100644"), ("uid", 0), ("gid", 0))
     )
-    yield from (f"sif {name} {time} @{epoch}" for time in INODE_TIMES)
+    yield from (f"sif {name} {time} @{epoch}" for time in TIMES)
     yield "cd /"
 
 
@@ -236,8 +304,8 @@ def edit(tools: Tools, target: str, commands: Sequence[str]) -> None:
         sys.exit("debugfs: " + wrong[0])
 
 
-def main(plan_path: str, asked_path: str, stage: str, grub: str = "") -> None:
-    """Make, settle and check the file system."""
+def main(plan_path: str, asked_path: str, tree_path: str, stage: str, copies: str, grub: str = "") -> None:
+    """Make, fill and check the file system."""
     with open(plan_path, encoding="utf-8") as file:
         plan = json.load(file)
     with open(asked_path, encoding="utf-8") as file:
@@ -247,24 +315,19 @@ def main(plan_path: str, asked_path: str, stage: str, grub: str = "") -> None:
     root, image, folder = (os.path.join(stage, name) for name in ("tree", "image", "inputs"))
     target = f"/image?offset={offset}"
     tools = Tools(stage, asked, epoch)
-    with open(image, "wb") as disk:
-        disk.truncate(plan["size"])
-    watch = Watch(image, "root file system", plan["tree"]["blocks"] * 4096)
-    watch.start()
+    os.truncate(image, plan["size"])
     make(tools, place)
-    watch.stop()
-    commands = [UNCOUNTED]
-    with open(image, "rb") as disk:
-        for number, inode in inodes(disk, offset):
-            commands += settle_attributes(number, attributes(disk, offset, inode), folder)
-            commands += settle_times(number, inode, epoch)
+    nodes = inodes.collect(tree.read(tree_path))
+    with open(image, "r+b") as disk:
+        missing = populate(FileSystem(disk, offset), nodes, epoch)
+    with open(copies, "w", encoding="utf-8") as file:
+        file.write(json.dumps(missing))
+    commands = [UNCOUNTED, *attributes(nodes, root, folder)]
     if grub:
         commands += add_file(root, "/boot/grub", "grub.cfg", f"/inputs/{grub}", epoch)
-    commands += settle_root(os.stat(root), epoch)
     edit(tools, target, commands)
     tools.run("e2fsck", "-fn", target)
 
 
 if __name__ == "__main__":
-    signal.signal(signal.SIGPIPE, signal.SIG_DFL)  # whoever reads the progress was killed: so are we
     main(*sys.argv[1:])

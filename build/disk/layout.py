@@ -2,9 +2,9 @@
 
 Usage: layout.py DISK.json ROOT KERNEL INITRAMFS STUB FOLDER
 
-DISK.json says what is asked for (build/disk.py writes it), SEED and SOURCE_DATE_EPOCH come from the
+DISK.json says what is asked for (the step writes it), SEED and SOURCE_DATE_EPOCH come from the
 environment, STUB is empty for a disk without UEFI. FOLDER gets `plan.json`, which every later tool
-reads, and `cmdline`, the full kernel command line. A disk that cannot be made is refused: status 3 and
+reads, `tree.json`, what was found in the tree, and `cmdline`, the full kernel command line. A disk that cannot be made is refused: status 3 and
 one line on stdout, `WHAT<TAB>HINT`.
 
 Every id is derived from name and seed (RFC 4122, version 5), so equal inputs give equal disks.
@@ -17,13 +17,18 @@ import os
 import stat
 import sys
 import uuid
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, NoReturn
 
+if not __package__:  # run as a program: what it shares with others lies beside it
+    sys.path.insert(0, os.path.dirname(__file__))
+
+from build.disk import tree
+from build.disk.tree import BLOCK, Entry, Tree
+
 MIB = 1 << 20
 SECTOR = 512
-BLOCK = 4096
 INODE = 256
 GROUP = 8 * BLOCK
 """Blocks in a group: one bitmap block has this many bits."""
@@ -48,6 +53,8 @@ INITRAMFS = (
 )
 """How an initramfs begins: a plain cpio archive, or one in a compression the kernel knows."""
 BYTES_PER_INODE = 16384
+SHORT_LINK = 60
+"""Bytes: the target of a link lies in its inode if it has fewer."""
 GROWTH = 1 << 40
 """Bytes to which the root file system must be able to grow while it is mounted."""
 ESP_LEAST = 36
@@ -75,58 +82,26 @@ def ceil(value: int, unit: int) -> int:
     return -(-value // unit)
 
 
-def count(root: str) -> TreeUsage:
-    """Count what mke2fs will store of a tree; hard links count once."""
-    total = TreeUsage(1)
-    seen: set[tuple[int, int]] = set()
-    for _, directories in walk(root):
-        for path, status in directories:
-            if not stat.S_ISDIR(status.st_mode) and status.st_nlink > 1:
-                if (status.st_dev, status.st_ino) in seen:
-                    continue
-                seen.add((status.st_dev, status.st_ino))
-            total += TreeUsage(1, content_blocks(path, status) + attribute_blocks(path))
-        total += TreeUsage(0, directory_blocks([path for path, _ in directories]))
+def count(found: Tree) -> TreeUsage:
+    """Count what the file system will hold of a tree; hard links count once."""
+    total = TreeUsage(1, attribute_blocks(found.top))
+    seen: set[str] = set()
+    for entries in found.folders.values():
+        total += TreeUsage(0, directory_blocks([entry.name for entry in entries]))
+        for entry in entries:
+            if entry.inode not in seen:
+                total += TreeUsage(1, content_blocks(entry) + attribute_blocks(entry))
+            if entry.inode:
+                seen.add(entry.inode)
     return total
 
 
-def walk(root: str) -> Iterator[tuple[str, list[tuple[str, os.stat_result]]]]:
-    """Yield each directory with the paths and status of what is in it, in the order mke2fs takes."""
-    with os.scandir(root) as found:
-        entries = sorted((entry.path, entry.stat(follow_symlinks=False)) for entry in found)
-    yield root, entries
-    for path, status in entries:
-        if stat.S_ISDIR(status.st_mode):
-            yield from walk(path)
-
-
-def content_blocks(path: str, status: os.stat_result) -> int:
+def content_blocks(entry: Entry) -> int:
     """Blocks of a file's data or a link's target, with outer extent blocks."""
-    if stat.S_ISLNK(status.st_mode):
-        return int(status.st_size >= 60)
-    if not stat.S_ISREG(status.st_mode):
-        return 0
-    if status.st_blocks * 512 >= status.st_size:
-        return extent_blocks(blocks := ceil(status.st_size, BLOCK), ceil(blocks, GROUP)) + blocks
-    pieces = list(data_pieces(path, status.st_size))
-    blocks = sum(ceil(end, BLOCK) - start // BLOCK for start, end in pieces)
-    return blocks + extent_blocks(blocks, len(pieces) + ceil(blocks, GROUP))
-
-
-def data_pieces(path: str, size: int) -> Iterator[tuple[int, int]]:
-    """Where a sparse file has data: start and end in bytes."""
-    handle = os.open(path, os.O_RDONLY)
-    try:
-        end = 0
-        while end < size:
-            try:
-                start = os.lseek(handle, end, os.SEEK_DATA)
-            except OSError:
-                return
-            end = os.lseek(handle, start, os.SEEK_HOLE)
-            yield start, end
-    finally:
-        os.close(handle)
+    if entry.kind == stat.S_IFLNK:
+        return int(len(os.fsencode(entry.target)) >= SHORT_LINK)
+    blocks = sum(end - start for start, end in entry.runs)
+    return blocks + extent_blocks(blocks, len(entry.runs) + ceil(blocks, GROUP))
 
 
 def extent_blocks(blocks: int, pieces: int) -> int:
@@ -139,25 +114,21 @@ def extent_blocks(blocks: int, pieces: int) -> int:
     return leaves + (ceil(leaves, 170) if leaves > 4 else 0)
 
 
-def directory_blocks(paths: Sequence[str]) -> int:
+def directory_blocks(names: Sequence[str]) -> int:
     """Blocks of a directory: entries of 8 bytes and a name, padded to 4, none over a block's end."""
     free, blocks = BLOCK - 12 - 24, 1
-    for path in paths:
-        need = 8 + ceil(len(os.fsencode(os.path.basename(path))), 4) * 4
+    for name in names:
+        need = 8 + ceil(len(os.fsencode(name)), 4) * 4
         if need > free:
             free, blocks = BLOCK - 12, blocks + 1
         free -= need
     return blocks + extent_blocks(blocks, blocks)
 
 
-def attribute_blocks(path: str) -> int:
+def attribute_blocks(entry: Entry) -> int:
     """One block if the extended attributes do not fit into the inode's last 96 bytes, else none."""
-    names = os.listxattr(path, follow_symlinks=False)
-    need = sum(
-        16 + ceil(len(name), 4) * 4 + ceil(len(os.getxattr(path, name, follow_symlinks=False)), 4) * 4
-        for name in names
-    )
-    return int(bool(names) and need + 8 > INODE - 128 - 32)
+    need = sum(16 + ceil(len(name), 4) * 4 + ceil(size, 4) * 4 for name, size in entry.attributes.items())
+    return int(need + 8 > INODE - 128 - 32 and bool(need))
 
 
 def filesystem(size: int, usage: TreeUsage) -> dict[str, int]:
@@ -284,7 +255,9 @@ def main(asked_path: str, root: str, kernel: str, initramfs: str, stub: str, fol
     check_initramfs(initramfs)
     parts = [kernel, initramfs, stub] if stub else []
     boot_bytes = sum(os.path.getsize(part) for part in parts) + 16384
-    planned = plan(asked, count(root), boot_bytes, os.environ["SEED"], int(os.environ["SOURCE_DATE_EPOCH"]))
+    found = tree.scan(root)
+    tree.write(found, os.path.join(folder, "tree.json"))
+    planned = plan(asked, count(found), boot_bytes, os.environ["SEED"], int(os.environ["SOURCE_DATE_EPOCH"]))
     with open(os.path.join(folder, "plan.json"), "w", encoding="utf-8") as file:
         json.dump(planned, file, indent=2)
     with open(os.path.join(folder, "cmdline"), "w", encoding="utf-8") as file:

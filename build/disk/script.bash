@@ -3,13 +3,6 @@
 # tool NAME ARGUMENT...: run a tool of this step
 tool() { "$PYTHON" -I -B "$FILES/$1" "${@:2}"; }
 
-# shown COMMAND ARGUMENT...: run a command and pass its progress on
-shown() {
-    "$@" | while IFS=$'\t' read -r label reached total; do
-        progress "$label" "$reached" "$total"
-    done
-}
-
 # No root was needed for this: device nodes of a tree that root built would be the only difference.
 # The kernel fills /dev by itself.
 mount -t tmpfs -o mode=755 tmpfs "$ROOT/dev"
@@ -45,11 +38,6 @@ if ! refused="$(tool layout.py "$FILES/disk.json" "$ROOT" "${boots[@]}" "$WORK")
     [ -n "$refused" ] || refused=$'the disk cannot be laid out\tread the log of this step'
     fail "${refused%%$'\t'*}" "${refused#*$'\t'}"
 fi
-if ! wait "$listing" || ! grep -qx init "$WORK/initramfs"; then
-    fail "the initramfs $initramfs is damaged" "make it anew: update-initramfs -u"
-fi
-grep -q "lib/modules/$version/" "$WORK/initramfs" ||
-    fail "the initramfs $initramfs holds no module for $version" "make it anew: update-initramfs -u"
 
 # The tree's own programs write the root file system. They see the tree, what else goes into it, and the image.
 stage=$WORK/stage
@@ -58,31 +46,39 @@ touch "$OUT" "$stage/image"
 mount --rbind "$ROOT" "$stage/tree"
 mount --bind "$OUT" "$stage/image"
 cp "$FILES/mke2fs.conf" "$stage/inputs"
+
 menu=()
 if [ -n "$GRUB" ]; then
-    in_tree grub-mkimage --format=i386-pc --prefix="$PREFIX" "${GRUB_MODULES[@]}" >"$WORK/core.img"
     device="$(cut -d' ' -f1 "$WORK/cmdline")"
     sed "s/@ROOT@/$device/" "$FILES/grub.cfg" >"$stage/inputs/grub.cfg"
     grep -qF " $device " "$stage/inputs/grub.cfg"
     menu=(grub.cfg)
 fi
+# An image that is cut off is thrown away: one wait for the disk, at the end, is enough.
+"$PYTHON" -I -B "$FILES/nosync.py" "$PYTHON" -I -B "$FILES/ext4.py" \
+    "$WORK/plan.json" "$FILES/disk.json" "$WORK/tree.json" "$stage" "$WORK/copies.json" "${menu[@]}" &
+writing=$!
+
 if [ -n "$STUB" ]; then
     printf '%s' "$version" >"$WORK/uname"
     in_tree cat /usr/lib/os-release >"$WORK/os-release"
     # The kernel comes last: it unpacks itself over what follows.
     tool uki.py "$stub" "$WORK/linux.efi" .osrel="$WORK/os-release" .cmdline="$WORK/cmdline" \
         .uname="$WORK/uname" .initrd="${boots[1]}" .linux="${boots[0]}"
-fi
-
-# An image that is cut off is thrown away: one wait for the disk, at the end, is enough.
-quickly() { tool nosync.py "$PYTHON" -I -B "$FILES/$1" "${@:2}"; }
-shown quickly ext4.py "$WORK/plan.json" "$FILES/disk.json" "$stage" "${menu[@]}"
-
-if [ -n "$STUB" ]; then
     tool fat.py "$WORK/plan.json" "$OUT" EFI/BOOT/BOOTX64.EFI="$WORK/linux.efi"
 fi
 if [ -n "$GRUB" ]; then
+    in_tree grub-mkimage --format=i386-pc --prefix="$PREFIX" "${GRUB_MODULES[@]}" >"$WORK/core.img"
     tool bios.py "$WORK/plan.json" "$OUT" "$WORK/boot.img" "$WORK/core.img"
 fi
 tool gpt.py "$WORK/plan.json" "$OUT"
-shown tool digest.py "$WORK/plan.json" "$OUT" "$OUT.json"
+if ! wait "$listing" || ! grep -qx init "$WORK/initramfs"; then
+    fail "the initramfs $initramfs is damaged" "make it anew: update-initramfs -u"
+fi
+grep -q "lib/modules/$version/" "$WORK/initramfs" ||
+    fail "the initramfs $initramfs holds no module for $version" "make it anew: update-initramfs -u"
+wait "$writing" || fail "the root file system cannot be written" "read the log of this step"
+tool fill.py "$WORK/plan.json" "$OUT" "$WORK/copies.json" "$ROOT" "$OUT.json" |
+    while IFS=$'\t' read -r label reached total; do
+        progress "$label" "$reached" "$total"
+    done

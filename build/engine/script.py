@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from itertools import chain
 from pathlib import Path
 
@@ -60,10 +60,23 @@ def programs(module: str, *shared: str) -> dict[str, File]:
 
 
 def bundle(*paths: Path) -> dict[str, File]:
-    """Return programs by name, with what they import of ours."""
+    """Return programs by name, with what they import of ours; packages come along without their recipes."""
     found = {path.name: File(path.read_bytes()) for path in paths}
-    lines = (re.findall(rb"^from build import (.+)$", file.content, re.M) for file in found.values())
-    names = {name for line in chain(*lines) for name in line.decode().split(", ")}
-    if names:
-        found["build/__init__.py"] = File(b"")
-    return found | {f"build/{name}.py": File((LIBRARY / f"{name}.py").read_bytes()) for name in sorted(names)}
+    left = list(found.values())
+    while left:
+        for module in _imported(left.pop().content):
+            if module not in found:
+                found[module] = File((LIBRARY.parent / module).read_bytes())
+                left.append(found[module])
+    packages = {above for name in found for above in Path(name).parents if above.name}
+    return found | {f"{package}/__init__.py": File(b"") for package in sorted(packages)}
+
+
+def _imported(content: bytes) -> Iterator[str]:
+    """Files of ours that a program imports: modules of a package, or names of a module."""
+    for source, names in re.findall(rb"^from (build[.\w]*) import (.+)$", content, re.M):
+        place = source.decode().replace(".", "/")
+        if (LIBRARY.parent / f"{place}.py").is_file():
+            yield f"{place}.py"
+        else:
+            yield from (f"{place}/{name}.py" for name in names.decode().split(", "))

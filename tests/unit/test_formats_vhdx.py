@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from build.formats.lib.crc32c import crc32c
+from build.crc32c import crc32c
 from tests.disks import MIB, errors, one, patch, read, usual
 
 
