@@ -1,7 +1,8 @@
 """Install the packages into the lowest layer: a Debian system of exactly the resolved set.
 
-The base system is unpacked first; while dpkg configures it, all other packages are unpacked in parallel, and
-dpkg then configures them in one go. What their scripts ask for again and again is done beside it. mmdebstrap
+The base system is unpacked first; while dpkg configures it, the other packages are unpacked in parallel, and
+dpkg then configures them in one go. A few large ones that nothing needs are unpacked beside that, and configured
+last; what scripts ask for again and again is done beside it, too. mmdebstrap
 or debootstrap can make the base instead: then the scripts do all their work themselves, and the tree is the
 same. A set that the parallel way refuses is installed by apt.
 """
@@ -9,6 +10,7 @@ same. A set that the parallel way refuses is installed by apt.
 from __future__ import annotations
 
 import json
+from fnmatch import fnmatchcase
 from pathlib import Path
 
 from build import debian
@@ -24,6 +26,8 @@ REFUSED = 10
 """What unpack.py ends with when it leaves a set to dpkg."""
 LINKS = {"amd64": "bin sbin lib lib64", "i386": "bin sbin lib"}
 """What a merged /usr makes links of."""
+LATE = ("linux-image-*", "containerd", "runc")
+"""Large packages that are unpacked while dpkg configures all others, where none of these needs them."""
 DEFERRED = ("py3compile", "depmod", "systemd-hwdb")
 """Programs that scripts of packages call for something that no other package's script reads."""
 WARMED = ("deb-systemd-helper", "addgroup", "adduser", "a2enconf", "a2enmod", "update-rc.d")
@@ -92,6 +96,7 @@ def _set(settings: Settings, resolution: Resolution) -> str:
             "size": package.size,
             "sha256": package.sha256,
             "base": package.essential,
+            "late": not package.essential and any(fnmatchcase(package.name, name) for name in LATE),
         }
         for package in resolution.packages
     ]

@@ -1,6 +1,7 @@
 """Follow dpkg's --status-fd on stdin: true progress for the bar, and the first package that failed.
 
-    follow.py LABEL TOTAL FAILED    FAILED is a file that gets `PACKAGE: MESSAGE` when one fails
+    follow.py LABEL TOTAL FOLDER    FOLDER has `failed`, `PACKAGE: MESSAGE` of the first that failed, and `configured`,
+                                    the names of all that are through, over several runs of dpkg
 
 Source of the lines' form: dpkg(1), --status-fd.
 """
@@ -14,8 +15,9 @@ from pathlib import Path
 
 def main() -> int:
     """Read to the end."""
-    label, total, failed = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
-    done: set[str] = set()
+    label, total, folder = sys.argv[1], int(sys.argv[2]), Path(sys.argv[3])
+    failed, configured = folder / "failed", folder / "configured"
+    done = set(configured.read_text(encoding="utf-8").split("\n") if configured.exists() else ())
     for line in sys.stdin:
         kind, _, rest = line.rstrip("\n").partition(": ")
         package, _, state = rest.partition(": ")
@@ -28,6 +30,7 @@ def main() -> int:
             failed.write_text(
                 f"{package.strip()}: {state.removeprefix('error : ').strip()}\n", encoding="utf-8"
             )
+    configured.write_text("\n".join(sorted(done)), encoding="utf-8")
     return 0
 
 

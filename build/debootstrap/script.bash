@@ -16,17 +16,23 @@ export REFUSED
 export INITRD=No # one initramfs is made later, in a layer of its own
 wanted=$FILES/set.json
 stage=$ROOT/.stage # beside the tree, so that files are moved and never copied
+late=$ROOT/.late   # the same for what is unpacked while dpkg configures
 repository=$WORK/repository
 diversions=$ROOT/var/lib/dpkg/diversions
 
 # unseen COMMAND [ARGUMENT...]: run what must not see, let alone change, the packages that are unpacked meanwhile
 unseen() {
     # shellcheck disable=SC2016  # expanded by the inner shell
-    unshare --mount --propagation private sh -euc 'mount -t tmpfs -o ro tmpfs "$0"; exec "$@"' "$stage" "$@"
+    unshare --mount --propagation private sh -euc '
+        for folder in "$0/.stage" "$0/.late"; do
+            [ ! -d "$folder" ] || mount -t tmpfs -o ro tmpfs "$folder"
+        done
+        exec "$@"
+    ' "$ROOT" "$@"
 }
 
-# in_base COMMAND [ARGUMENT...]: in_tree, while only the base is there
-in_base() { unseen "$PYTHON" -I -S -B "$ENTER" "$ROOT" "$@" </dev/null; }
+# beside COMMAND [ARGUMENT...]: in_tree, while packages are unpacked
+beside() { unseen "$PYTHON" -I -S -B "$ENTER" "$ROOT" "$@" </dev/null; }
 
 # alone TOOL [ARGUMENT...]: run a bootstrap tool. Its chroot(8) is ours, wherever it looks for it. mmdebstrap wants
 # numbers of one digit for its own descriptors.
@@ -53,8 +59,8 @@ begin_base() {
 # the base by ourselves: dpkg, which is in it, learns of the packages that are unpacked, and configures them
 configure_base() {
     "$PYTHON" -I "$FILES/unpack.py" begin "$wanted" "$ROOT" "$WORK/base"
-    run_preinsts in_base
-    in_base dpkg --force-confdef --force-confold --configure -a
+    run_preinsts beside
+    beside dpkg --force-confdef --force-confold --configure -a
 }
 
 # the base by another tool; none takes a space in the path of a repository
@@ -82,7 +88,7 @@ make_base() {
 # dpkg's or apt's own account of what it does: descriptor 9
 configure() {
     # shellcheck disable=SC2094  # the tool writes the file, we read it when it is done
-    if ! in_tree --fd 9 "$@" 9> >("$PYTHON" -I "$FILES/follow.py" configure "$TOTAL" "$WORK/failed"); then
+    if ! beside --fd 9 "$@" 9> >("$PYTHON" -I "$FILES/follow.py" configure "$TOTAL" "$WORK"); then
         fail "a package cannot be installed: $(cat "$WORK/failed" 2>/dev/null || echo "dpkg failed")" \
             "read the log of this step"
     fi
@@ -92,7 +98,7 @@ prepare_base() {
     if [[ $TOOL == builtin ]]; then configure_base; else make_base; fi
     # Services never start. A key that is there is not made: keys of the build never reach an image.
     # shellcheck disable=SC2016  # expanded by the inner shell
-    in_base sh -euc '
+    beside sh -euc '
         printf "#!/bin/sh\nexit 101\n" >/usr/sbin/policy-rc.d
         chmod 755 /usr/sbin/policy-rc.d
         printf "%s\n" "$1" | debconf-set-selections
@@ -126,29 +132,42 @@ with_apt() {
     rm -r "$ROOT/.repository"
 }
 
+# take_in FOLDER NOTES: move into the tree what was unpacked in a folder of it, and run its preinsts
+take_in() {
+    local status=0
+    "$PYTHON" -I "$FILES/unpack.py" merge "$wanted" "/${1##*/}" "$2" "$ROOT" || status=$?
+    ((status == 0)) || return "$status"
+    rm -rf "$1"
+    cp "$diversions" "$WORK/diversions"
+    run_preinsts beside
+    # dpkg would have diverted such files while it unpacked them
+    cmp "$diversions" "$WORK/diversions" || return "$REFUSED"
+}
+
 outcome=0
 begin_base || outcome=$?
 if ((outcome == REFUSED)); then
     TOOL=mmdebstrap
     need_tool
 fi
+can_wait=()
+if [[ $TOOL == builtin ]]; then can_wait=("$WORK/late.json"); fi
 if ((outcome == 0)); then
     mkdir "$stage"
     # the base is the longer chain
-    nice -n 10 "$PYTHON" -I "$FILES/unpack.py" stage "$wanted" "$stage" "$WORK/unpacked" &
+    nice -n 10 "$PYTHON" -I "$FILES/unpack.py" stage "$wanted" "$stage" "$WORK/unpacked" "${can_wait[@]}" &
     unpacking=$!
     prepare_base
     wait "$unpacking" || outcome=$?
 fi
-if ((outcome == 0)); then
-    "$PYTHON" -I "$FILES/unpack.py" merge "$wanted" "/${stage##*/}" "$WORK/unpacked" "$ROOT" || outcome=$?
+unpacking=
+if ((outcome == 0)) && [[ -e $WORK/late.json ]]; then
+    mkdir "$late"
+    nice -n 10 "$PYTHON" -I "$FILES/unpack.py" stage "$WORK/late.json" "$late" "$WORK/late" &
+    unpacking=$!
 fi
 if ((outcome == 0)); then
-    rm -rf "$stage"
-    cp "$diversions" "$WORK/diversions"
-    run_preinsts in_tree
-    # dpkg would have diverted such files while it unpacked them
-    cmp "$diversions" "$WORK/diversions" || outcome=$REFUSED
+    take_in "$stage" "$WORK/unpacked" || outcome=$?
 fi
 
 everything=(dpkg --force-confdef --force-confold --status-fd 9 --configure -a)
@@ -168,18 +187,27 @@ configure_quickly() {
             fi
         done
     ' sh "${DEFERRED[@]}" -- "${WARMED[@]}"
-    in_tree sh /.later/later run &
+    beside sh /.later/later run &
     working=$!
     # shellcheck disable=SC2016  # expanded by the inner shell
     configure sh -c '
         /.later/warm serve $0 9>&- &
         PATH=/.later:$PATH exec "$@"
     ' "${MODULES[*]}" "${everything[@]}"
+    if [[ -n $unpacking ]]; then
+        wait "$unpacking" || outcome=$?
+        ((outcome)) || take_in "$late" "$WORK/late" || outcome=$?
+        # shellcheck disable=SC2016  # expanded by the inner shell
+        ((outcome)) || configure sh -c 'PATH=/.later:$PATH exec "$@"' sh "${everything[@]}"
+    fi
     : >"$ROOT/.later/done"
 }
 working=
+if ((outcome == 0)); then
+    if [[ $TOOL == builtin ]]; then configure_quickly; else configure "${everything[@]}"; fi
+fi
 case $outcome in
-    0) if [[ $TOOL == builtin ]]; then configure_quickly; else configure "${everything[@]}"; fi ;;
+    0) ;;
     "$REFUSED") with_apt ;;
     *) exit "$outcome" ;;
 esac

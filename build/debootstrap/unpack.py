@@ -8,7 +8,8 @@ work. It refuses what it does not understand, so that the caller can take the or
 
     unpack.py base SET ROOT NOTES           unpack the base's packages of SET into ROOT, an empty folder
     unpack.py begin SET ROOT NOTES          begin dpkg's database with them, and write what runs their preinst
-    unpack.py stage SET STAGE NOTES         unpack the packages of SET that are not of the base into STAGE
+    unpack.py stage SET STAGE NOTES [LATE]  unpack the packages of SET that are not of the base into STAGE; without
+                                            those that can come late, which LATE becomes a SET of, if any can
     unpack.py merge SET STAGE NOTES ROOT    move STAGE, a path in the tree, into the tree, enter the packages
                                             into dpkg's database, and write what runs their preinst to
                                             ROOT/var/lib/dpkg/preinst-runner
@@ -302,6 +303,23 @@ def write_info(folder: Path, key: str, controls: Mapping[str, ControlFile], file
     listed.write_text("".join(f"{path}\n" for path in files), encoding="utf-8", errors="surrogateescape")
 
 
+def stage_but_late(
+    packages: Iterable[Mapping[str, Any]], debs: Path, folder: Path
+) -> tuple[list[Unpacked], list[Mapping[str, Any]]]:
+    """Unpack packages into `folder`; returns these, and the late ones, which are left."""
+    late = {package["file"]: package for package in packages if package["late"]}
+    unpacked = stage([package for package in packages if not package["late"]], debs, folder)
+    told = {}
+    for file, package in late.items():
+        controls = control_of(debs / file, package["sha256"])
+        fields = debian.fields(text_of(controls, "control").strip("\n"))
+        told[file] = {**fields, "Triggers": text_of(controls, "triggers")}
+    needed = on_time(told, unpacked)
+    unpacked += stage([package for file, package in late.items() if file in needed], debs, folder)
+    left = [package for file, package in late.items() if file not in needed]
+    return sorted(unpacked, key=lambda package: package.key), left
+
+
 def stage(packages: Iterable[Mapping[str, Any]], debs: Path, folder: Path) -> list[Unpacked]:
     """Unpack packages into `folder`, the largest first."""
     prepare(folder)
@@ -322,10 +340,39 @@ def stage(packages: Iterable[Mapping[str, Any]], debs: Path, folder: Path) -> li
 
 def prepare(folder: Path) -> None:
     """Make the frame that packages are unpacked into: /usr merged, and a place for dpkg's records."""
-    (folder / "var/lib/dpkg/info").mkdir(parents=True)
+    (folder / "var/lib/dpkg/info").mkdir(parents=True, exist_ok=True)
     for name in LINKS:
-        (folder / "usr" / name).mkdir(parents=True)
-        (folder / name).symlink_to(f"usr/{name}")
+        (folder / "usr" / name).mkdir(parents=True, exist_ok=True)
+        if not (folder / name).is_symlink():
+            (folder / name).symlink_to(f"usr/{name}")
+
+
+def on_time(late: Mapping[str, Mapping[str, str]], unpacked: Iterable[Unpacked]) -> set[str]:
+    """Files of those of the late packages that others need, or that wait for what others do.
+
+    `late` has the fields of each package by its file, with what its triggers control file says as `Triggers`.
+    """
+    asking = [package.fields for package in unpacked]
+    found: set[str] = set()
+    while asking:
+        wanted = {
+            name
+            for fields in asking
+            for relation in ("Pre-Depends", "Depends")
+            for name in debian.names(fields.get(relation, ""))
+        }
+        more = {
+            file: fields
+            for file, fields in late.items()
+            if file not in found
+            and (
+                wanted.intersection((fields["Package"], *debian.names(fields.get("Provides", ""))))
+                or any(verb.startswith("interest") for verb, _ in directives(fields["Triggers"]))
+            )
+        }
+        found.update(more)
+        asking = list(more.values())
+    return found
 
 
 # --- merge -----------------------------------------------------------------------------------------
@@ -467,7 +514,7 @@ def write_triggers(unpacked: Iterable[Unpacked], database: Path) -> None:
     folder = database / "triggers"
     interested: dict[str, list[str]] = {}
     activated: set[str] = set()
-    for package in unpacked:
+    for package in sorted(unpacked, key=lambda package: package.key):
         for directive, name in directives(package.triggers):
             if directive.startswith("interest"):
                 suffix = "/noawait" if directive == "interest-noawait" else ""
@@ -610,7 +657,14 @@ def main() -> int:
             restore(wanted, debs, sys.argv[3])
         elif verb in ("base", "stage"):
             packages = [package for package in wanted["packages"] if package["base"] == (verb == "base")]
-            Path(sys.argv[4]).write_bytes(pickle.dumps(stage(packages, debs, Path(sys.argv[3]))))
+            folder, notes = Path(sys.argv[3]), Path(sys.argv[4])
+            if len(sys.argv) == 6:
+                unpacked, left = stage_but_late(packages, debs, folder)
+                if left:
+                    Path(sys.argv[5]).write_text(json.dumps({"packages": left}), encoding="utf-8")
+            else:
+                unpacked = stage(packages, debs, folder)
+            notes.write_bytes(pickle.dumps(unpacked))
         else:
             # Never in the tree, whose own programs could write it: it is code to whoever reads it.
             unpacked = pickle.loads(Path(sys.argv[4]).read_bytes())
