@@ -26,7 +26,7 @@ def crc32c(content: bytes) -> int:
     return register(content) ^ 0xFFFFFFFF
 
 
-def register(content: bytes, value: int = START) -> int:
+def register(content: bytes | bytearray, value: int = START) -> int:
     """What the register holds after these bytes; ext4 writes it as it is."""
     for byte in content:
         value = value >> 8 ^ _TABLE[(value ^ byte) & 0xFF]

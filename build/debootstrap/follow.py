@@ -1,7 +1,9 @@
 """Follow dpkg's --status-fd on stdin: true progress for the bar, and the first package that failed.
 
-    follow.py LABEL TOTAL FOLDER    FOLDER has `failed`, `PACKAGE: MESSAGE` of the first that failed, and `configured`,
-                                    the names of all that are through, over several runs of dpkg
+    follow.py LABEL TOTAL FOLDER
+
+FOLDER gets `failed`, `PACKAGE: MESSAGE` of the first that fails, and `configured`, the names of all that are
+through; several runs of dpkg add to it.
 
 Source of the lines' form: dpkg(1), --status-fd.
 """

@@ -8,8 +8,8 @@ work. It refuses what it does not understand, so that the caller can take the or
 
     unpack.py base SET ROOT NOTES           unpack the base's packages of SET into ROOT, an empty folder
     unpack.py begin SET ROOT NOTES          begin dpkg's database with them, and write what runs their preinst
-    unpack.py stage SET STAGE NOTES [LATE]  unpack the packages of SET that are not of the base into STAGE; without
-                                            those that can come late, which LATE becomes a SET of, if any can
+    unpack.py stage SET STAGE NOTES [LATE]  unpack the packages of SET that are not of the base into STAGE;
+                                            LATE becomes a SET of those that can come late, if any can
     unpack.py merge SET STAGE NOTES ROOT    move STAGE, a path in the tree, into the tree, enter the packages
                                             into dpkg's database, and write what runs their preinst to
                                             ROOT/var/lib/dpkg/preinst-runner

@@ -4,18 +4,23 @@ Usage: ext4.py PLAN.json ASKED.json TREE.json STAGE COPIES.json [GRUB.CFG]
 
 STAGE is all that the tree's e2fsprogs see: `tree`, the empty file `image`, and `inputs` with `mke2fs.conf`,
 GRUB.CFG and small files that are needed meanwhile. Without GRUB.CFG no menu goes into the tree. TREE.json is
-what layout.py found in the tree; COPIES.json gets a list of what is still missing on the disk, in its order:
-`[byte of the disk, bytes, path from the tree's top, byte of the file]`.
+what layout.py found in the tree; COPIES.json gets a list of what is still missing on the disk, in its
+order: `[byte of the disk, bytes, path from the tree's top, byte of the file]`.
 
-mke2fs makes the file system, empty; inodes, folders and the places of all content are ours: laid out from
-its start on without a gap, so that an image format finds the rest of the disk free, and known before a byte of
-content is read, so that it is read once. debugfs adds extended attributes and the menu, and e2fsck looks at
-all of it. These programs run from the tree through its own dynamic loader: the tree is not their root, because
-no mount that a root needs may lie in it. They are not the build host's, whose versions differ.
+mke2fs makes the file system, empty; inodes, folders and the places of all content are ours. They lie from its
+start on without a gap, so that an image format finds the rest of the disk free, and are known before a byte
+of content is read, so that it is read once. debugfs adds extended attributes and the menu, and e2fsck looks
+at all of it. These programs run from the tree through its own dynamic loader: the tree is not their root,
+because no mount that a root needs may lie in it. They are not the build host's, whose versions differ.
+
+Sources of what is ours: the kernel's Documentation/filesystems/ext4; for what checksums cover, e2fsprogs'
+lib/ext2fs/csum.c. All numbers little-endian.
 """
 
 from __future__ import annotations
 
+import enum
+import itertools
 import json
 import os
 import re
@@ -36,6 +41,10 @@ from build.disk.layout import GROUP, INODE
 from build.disk.tree import BLOCK
 
 SECTOR = 512
+DESCRIPTOR = 64
+"""Bytes of a group's descriptor."""
+INODES_UNUSED, BLOCKS_UNUSED = 1, 2
+"""Flags of a group whose bitmaps are not there yet."""
 FEATURES = (
     "none,has_journal,ext_attr,resize_inode,dir_index,sparse_super,filetype,extent,64bit,flex_bg,large_file,"
     "huge_file,dir_nlink,extra_isize,metadata_csum"
@@ -46,6 +55,14 @@ Copy = tuple[int, int, str, int]
 TIMES = ("atime", "ctime", "crtime", "mtime")
 UNCOUNTED = "ssv kbytes_written 0"
 """Command for debugfs: forget how much was ever written."""
+
+
+class Table(enum.IntEnum):
+    """Tables of a group, in the order in which its descriptor has them."""
+
+    BLOCK_BITMAP = 0
+    INODE_BITMAP = 1
+    INODES = 2
 
 
 class Tools:
@@ -108,94 +125,73 @@ class FileSystem:
     def __init__(self, disk: BinaryIO, offset: int) -> None:
         self.disk, self.offset = disk, offset
         self.head = bytearray(self.read(1024, 1024))
-        (self.blocks,) = struct.unpack_from("<I", self.head, 0x04)
-        (self.inodes_per_group,) = struct.unpack_from("<I", self.head, 0x28)
-        (self.reserved,) = struct.unpack_from("<H", self.head, 0xCE)
+        self.blocks = self._number("<I", 0x04)
+        self.inodes_per_group = self._number("<I", 0x28)
+        self.reserved = self._number("<H", 0xCE)
         self.groups = layout.ceil(self.blocks, GROUP)
         self.seed = crc32c.register(self.head[0x68:0x78])
-        self.descriptors = bytearray(self.read(BLOCK, self.groups * inodes.DESCRIPTOR))
+        self.descriptors = bytearray(self.read(BLOCK, self.groups * DESCRIPTOR))
+
+    def _number(self, form: str, place: int) -> int:
+        return int(struct.unpack_from(form, self.head, place)[0])
 
     def read(self, place: int, length: int) -> bytes:
         """Bytes of the file system."""
         return os.pread(self.disk.fileno(), length, self.offset + place)
 
-    def write(self, place: int, content: bytes) -> None:
+    def write(self, place: int, content: bytes | bytearray | memoryview) -> None:
         """Write bytes of the file system."""
         os.pwrite(self.disk.fileno(), content, self.offset + place)
 
-    def located(self, group: int, what: int) -> int:
-        """Block of a group's block bitmap (0), inode bitmap (1) or inode table (2)."""
-        place = group * inodes.DESCRIPTOR + 4 * what
-        low, high = struct.unpack_from("<I28xI", self.descriptors, place)
+    def located(self, group: int, table: Table) -> int:
+        """Block in which a group has a table."""
+        low, high = struct.unpack_from("<I28xI", self.descriptors, group * DESCRIPTOR + 4 * table)
         return int(low | high << 32)
 
-    def table_place(self, number: int) -> int:
+    def inode_place(self, number: int) -> int:
         """Byte of an inode."""
         group, index = divmod(number - 1, self.inodes_per_group)
-        return self.located(group, 2) * BLOCK + index * INODE
-
-    def block_bitmap(self, group: int) -> int:
-        """Blocks of a group that are in use, a bit each."""
-        place = group * inodes.DESCRIPTOR
-        (flags,) = struct.unpack_from("<H", self.descriptors, place + 0x12)
-        if not flags & inodes.BLOCKS_UNUSED:
-            return int.from_bytes(self.read(self.located(group, 0) * BLOCK, BLOCK), "little")
-        used = 0
-        if layout.has_superblock(group):
-            used = (1 << 1 + self.descriptor_blocks() + self.reserved) - 1
-        for other in range(self.groups):
-            for what, count in ((0, 1), (1, 1), (2, layout.ceil(self.inodes_per_group * INODE, BLOCK))):
-                home, bit = divmod(self.located(other, what), GROUP)
-                if home == group:
-                    used |= (1 << count) - 1 << bit
-        beyond = max(0, (group + 1) * GROUP - self.blocks)
-        return used | ((1 << beyond) - 1 << GROUP - beyond)
-
-    def descriptor_blocks(self) -> int:
-        """Blocks of all descriptors."""
-        return layout.ceil(self.groups * inodes.DESCRIPTOR, BLOCK)
+        return self.located(group, Table.INODES) * BLOCK + index * INODE
 
     def first_block(self, number: int) -> int:
         """Where the content of an inode begins."""
-        high, low = struct.unpack_from("<HI", self.read(self.table_place(number) + 0x28, 60), 18)
+        (high, low) = struct.unpack_from("<HI", self.read(self.inode_place(number) + 0x28, 60), 18)
         return int(low | high << 32)
 
-    def settle(self, bitmaps: Sequence[int], nodes: Sequence[Node]) -> None:
-        """Write what is free and what is in use: bitmaps, descriptors, superblock, and the copies of these."""
-        per_group = self.inodes_per_group
-        last = nodes[-1].number
-        folders = [node.number for node in nodes if node.entry.kind == stat.S_IFDIR] + [inodes.LOST]
-        free_blocks = free_inodes = 0
-        for group, bitmap in enumerate(bitmaps):
-            place = group * inodes.DESCRIPTOR
-            blocks = GROUP - bitmap.bit_count()
-            used = min(max(last - group * per_group, 0), per_group)
-            beyond = GROUP - per_group
-            numbers = (1 << used) - 1 | (1 << beyond) - 1 << per_group
-            count = sum(1 for number in folders if (number - 1) // per_group == group)
-            free_blocks, free_inodes = free_blocks + blocks, free_inodes + per_group - used
-            (flags,) = struct.unpack_from("<H", self.descriptors, place + 0x12)
-            if bitmap != self.block_bitmap(group) or used:
-                flags &= ~inodes.BLOCKS_UNUSED
-            if used:
-                flags &= ~inodes.INODE_UNUSED
-            sums = [0, 0]
-            for what, (mask, length) in enumerate(((bitmap, BLOCK), (numbers, per_group // 8))):
-                if not flags & (inodes.BLOCKS_UNUSED, inodes.INODE_UNUSED)[what]:
-                    content = mask.to_bytes(BLOCK, "little")
-                    self.write(self.located(group, what) * BLOCK, content)
-                    sums[what] = crc32c.register(content[:length], self.seed)
-            unused = per_group - used
-            struct.pack_into("<HHHH", self.descriptors, place + 0x0C, blocks, unused, count, flags)
-            low, high = ([each >> shift & 0xFFFF for each in sums] for shift in (0, 16))
-            struct.pack_into("<HHHH", self.descriptors, place + 0x18, *low, unused, 0)
-            struct.pack_into("<HHHH", self.descriptors, place + 0x2C, 0, 0, 0, 0)
-            struct.pack_into("<HH", self.descriptors, place + 0x38, *high)
-            whole = self.descriptors[place : place + inodes.DESCRIPTOR]
-            value = crc32c.register(whole, crc32c.register(struct.pack("<I", group), self.seed))
-            struct.pack_into("<H", self.descriptors, place + 0x1E, value & 0xFFFF)
-        struct.pack_into("<II", self.head, 0x0C, free_blocks & 0xFFFFFFFF, free_inodes)
-        struct.pack_into("<I", self.head, 0x158, free_blocks >> 32)
+    def flags(self, group: int) -> int:
+        """What a group's descriptor says of its bitmaps."""
+        return int(struct.unpack_from("<H", self.descriptors, group * DESCRIPTOR + 0x12)[0])
+
+    def used_blocks(self, group: int) -> int:
+        """Blocks of a group that are in use, a bit each; those past the end of the file system count."""
+        if not self.flags(group) & BLOCKS_UNUSED:
+            return int.from_bytes(self.read(self.located(group, Table.BLOCK_BITMAP) * BLOCK, BLOCK), "little")
+        used = 0
+        if layout.has_superblock(group):
+            used = (1 << 1 + layout.ceil(len(self.descriptors), BLOCK) + self.reserved) - 1
+        lengths = {Table.INODES: layout.ceil(self.inodes_per_group * INODE, BLOCK)}
+        for other, table in itertools.product(range(self.groups), Table):
+            home, bit = divmod(self.located(other, table), GROUP)
+            if home == group:
+                used |= (1 << lengths.get(table, 1)) - 1 << bit
+        beyond = max(0, (group + 1) * GROUP - self.blocks)
+        return used | ((1 << beyond) - 1 << GROUP - beyond)
+
+    def settle(self, used: Sequence[int], last_inode: int, folders: Sequence[int]) -> None:
+        """Write what is in use: bitmaps, descriptors, superblock, and the copies of the last two.
+
+        `used` has the blocks of each group, `folders` the inodes of all folders; inodes are in use up to the
+        last one.
+        """
+        for group, blocks in enumerate(used):
+            first = group * self.inodes_per_group + 1
+            inodes_ = min(max(last_inode - first + 1, 0), self.inodes_per_group)
+            count = sum(1 for number in folders if first <= number < first + self.inodes_per_group)
+            self._settle_group(group, blocks, inodes_, count)
+        free = GROUP * self.groups - sum(each.bit_count() for each in used)
+        free_inodes = self.groups * self.inodes_per_group - last_inode
+        struct.pack_into("<II", self.head, 0x0C, free & 0xFFFFFFFF, free_inodes)
+        struct.pack_into("<I", self.head, 0x158, free >> 32)
         for group in filter(layout.has_superblock, range(self.groups)):
             struct.pack_into("<H", self.head, 0x5A, group)
             struct.pack_into("<I", self.head, 0x3FC, crc32c.register(self.head[:0x3FC]))
@@ -203,11 +199,40 @@ class FileSystem:
             self.write(start + (0 if group else 1024), self.head)
             self.write(start + BLOCK, self.descriptors)
 
+    def _settle_group(self, group: int, blocks: int, inodes_: int, folders: int) -> None:
+        flags, touched = self.flags(group), inodes_ or blocks != self.used_blocks(group)
+        if touched:
+            flags &= ~BLOCKS_UNUSED
+        if inodes_:
+            flags &= ~INODES_UNUSED
+        count = self.inodes_per_group
+        numbers = (1 << inodes_) - 1 | (1 << GROUP - count) - 1 << count
+        sums = [0, 0]
+        if not flags & BLOCKS_UNUSED:
+            sums[0] = self._write_bitmap(group, Table.BLOCK_BITMAP, blocks, BLOCK)
+        if not flags & INODES_UNUSED:
+            sums[1] = self._write_bitmap(group, Table.INODE_BITMAP, numbers, count // 8)
+        described = bytearray(self.descriptors[group * DESCRIPTOR : (group + 1) * DESCRIPTOR])
+        unused = count - inodes_
+        # Counts of a group have no upper halves: none is over GROUP.
+        struct.pack_into("<4H", described, 0x0C, GROUP - blocks.bit_count(), unused, folders, flags)
+        struct.pack_into("<4H", described, 0x18, sums[0] & 0xFFFF, sums[1] & 0xFFFF, unused, 0)
+        struct.pack_into("<2H", described, 0x38, sums[0] >> 16, sums[1] >> 16)
+        own = crc32c.register(struct.pack("<I", group), self.seed)
+        struct.pack_into("<H", described, 0x1E, crc32c.register(described, own) & 0xFFFF)
+        self.descriptors[group * DESCRIPTOR : (group + 1) * DESCRIPTOR] = described
+
+    def _write_bitmap(self, group: int, table: Table, bits: int, summed: int) -> int:
+        content = bits.to_bytes(BLOCK, "little")
+        self.write(self.located(group, table) * BLOCK, content)
+        return crc32c.register(content[:summed], self.seed)
+
 
 def populate(system: FileSystem, nodes: Sequence[Node], epoch: int) -> list[Copy]:
     """Write a tree without the content of its files; returns where that belongs, in the order of the disk."""
-    free = Space([system.block_bitmap(group) for group in range(system.groups)], system.blocks)
-    place_folders(system, [node for node in nodes if node.entry.kind == stat.S_IFDIR], free)
+    free = Space([system.used_blocks(group) for group in range(system.groups)])
+    folders = [node for node in nodes if node.entry.kind == stat.S_IFDIR]
+    place_folders(system, folders, free)
     copies: list[Copy] = []
     for node in nodes:
         entry = node.entry
@@ -228,7 +253,7 @@ def populate(system: FileSystem, nodes: Sequence[Node], epoch: int) -> list[Copy
             for number, content in inodes.extent_tree(node, free, system.seed):
                 system.write(number * BLOCK, content)
     write_inodes(system, nodes, epoch)
-    system.settle(free.bitmaps(), nodes)
+    system.settle(free.used, nodes[-1].number, [inodes.LOST, *(node.number for node in folders)])
     return copies
 
 
@@ -242,31 +267,32 @@ def place_folders(system: FileSystem, folders: Sequence[Node], free: Space) -> N
     ]
     summed = memoryview(inodes.summed_folders(b"".join(contents), numbers, system.seed))
     for node, content in zip(folders, contents, strict=True):
-        node.size, count, first = len(content), len(content) // BLOCK, []
+        node.size, count = len(content), len(content) // BLOCK
+        first: list[Extent] = []
         if node.number == inodes.ROOT:  # mke2fs gave it its first block
             first = [Extent(0, system.first_block(inodes.ROOT), 1)]
         node.extents = first + inodes.place([(len(first), count)], free)
         for extent in node.extents:
-            system.write(extent.first * BLOCK, summed[: extent.count * BLOCK])
-            summed = summed[extent.count * BLOCK :]
+            system.write(extent.first * BLOCK, summed[: extent.length * BLOCK])
+            summed = summed[extent.length * BLOCK :]
 
 
 def copy(offset: int, node: Node, extent: Extent) -> Copy:
     """What has to be copied for an extent of a file."""
     start = extent.logical * BLOCK
-    length = min(extent.count * BLOCK, node.size - start)
+    length = min(extent.length * BLOCK, node.size - start)
     return offset + extent.first * BLOCK, length, node.path, start
 
 
 def write_inodes(system: FileSystem, nodes: Sequence[Node], epoch: int) -> None:
     """Write the inodes of a tree, the one of its top in place of that of the empty file system."""
     top, *rest = (inodes.inode(node, epoch) for node in nodes)
-    system.write(system.table_place(inodes.ROOT), inodes.with_checksums(top, inodes.ROOT, system.seed))
+    system.write(system.inode_place(inodes.ROOT), inodes.with_checksums(top, inodes.ROOT, system.seed))
     summed = inodes.with_checksums(b"".join(rest), inodes.FIRST, system.seed)
     number = inodes.FIRST
     while summed:
         count = system.inodes_per_group - (number - 1) % system.inodes_per_group
-        system.write(system.table_place(number), summed[: count * INODE])
+        system.write(system.inode_place(number), summed[: count * INODE])
         number, summed = number + count, summed[count * INODE :]
 
 

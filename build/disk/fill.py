@@ -2,7 +2,9 @@
 
 Usage: fill.py PLAN.json IMAGE COPIES.json ROOT MANIFEST.json
 
-COPIES.json is what ext4.py found missing, ROOT the tree's top. The manifest gets SHA-256, bytes allocated, and all that was planned.
+COPIES.json is what ext4.py found missing, ROOT the top of the tree. The manifest gets SHA-256, bytes
+allocated and all that was planned.
+
 Prints progress, `LABEL<TAB>DONE<TAB>TOTAL` a line, in bytes. Holes are not read. Meanwhile the kernel brings
 the image to the disk: whoever gives it its name next need not wait for that.
 """
@@ -154,12 +156,12 @@ def main(plan_path: str, image: str, copies_path: str, root: str, manifest: str)
     digest.start()
     try:
         Fill(handle, digest).copy(copies, root, plan["size"])
-        told = {"sha256": digest.end()}
+        sha256 = digest.end()
     finally:
         over.set()
         flusher.join()
         os.close(handle)
-    told["allocated"] = os.stat(image).st_blocks * 512
+    told = {"sha256": sha256, "allocated": os.stat(image).st_blocks * 512}
     with open(manifest, "w", encoding="utf-8") as file:
         json.dump({**plan, **told}, file, indent=2)
         file.write("\n")

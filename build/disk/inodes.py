@@ -1,4 +1,4 @@
-"""A tree as ext4 keeps it: inodes, folders, extents, and the bitmaps that tell what is free.
+"""A tree as ext4 keeps it: inodes, folders, extents, and the blocks they take.
 
 Sources: the kernel's Documentation/filesystems/ext4; for what checksums cover, e2fsprogs' lib/ext2fs/csum.c.
 All numbers little-endian.
@@ -21,15 +21,11 @@ from build.disk.tree import BLOCK, Entry, Tree
 
 ROOT, LOST, FIRST = 2, 11, 12
 """Inodes of the root folder, of lost+found, and the first one that is free after mke2fs."""
-DESCRIPTOR = 64
-"""Bytes of a group's descriptor."""
 FOLDER_ROOM, NODE_ROOM = BLOCK - 12, BLOCK - 4
 """Bytes before the checksum of a block of a folder, and of a node of an extent tree."""
 PER_NODE, PER_INODE = 340, 4
 """Extents in a node, and in an inode."""
 EXTENTS_FLAG = 0x80000
-INODE_UNUSED, BLOCKS_UNUSED = 1, 2
-"""Flags of a group whose bitmaps are not there yet."""
 MOST_LINKS = 65000
 """A folder with more is said to have one (dir_nlink)."""
 TYPES = {
@@ -53,7 +49,7 @@ class Run(NamedTuple):
     """Blocks in a row."""
 
     first: int
-    count: int
+    length: int
 
 
 class Extent(NamedTuple):
@@ -61,7 +57,7 @@ class Extent(NamedTuple):
 
     logical: int
     first: int
-    count: int
+    length: int
 
 
 @dataclass(eq=False)
@@ -114,48 +110,45 @@ def collect(found: Tree) -> list[Node]:
 class Space:
     """The free blocks of a file system, given away from its start on."""
 
-    def __init__(self, bitmaps: Sequence[int], blocks: int) -> None:
+    def __init__(self, used: Iterable[int]) -> None:
+        self.used = list(used)
+        """What is in use by now, a bit for each block of a group."""
         self._runs = [
             Run(group * GROUP + found.start(), len(found[0]))
-            for group, bitmap in enumerate(bitmaps)
-            for found in re.finditer("0+", f"{bitmap:0{GROUP}b}"[::-1][: blocks - group * GROUP])
+            for group, bits in enumerate(self.used)
+            for found in re.finditer("0+", f"{bits:0{GROUP}b}"[::-1])
         ]
         self._runs.reverse()
-        self._bitmaps = list(bitmaps)
 
-    def take(self, count: int) -> list[Run]:
-        """Take blocks, in as few runs as there are; none is longer than a group. Raises IndexError: none left."""
+    def take(self, blocks: int) -> list[Run]:
+        """Take blocks, in as few runs as there are; none is longer than a group. Raises IndexError."""
         taken = []
-        while count:
+        while blocks:
             first, length = self._runs.pop()
-            if length > count:
-                self._runs.append(Run(first + count, length - count))
-                length = count
+            if length > blocks:
+                self._runs.append(Run(first + blocks, length - blocks))
+                length = blocks
             group, bit = divmod(first, GROUP)
-            self._bitmaps[group] |= ((1 << length) - 1) << bit
+            self.used[group] |= ((1 << length) - 1) << bit
             taken.append(Run(first, length))
-            count -= length
+            blocks -= length
         return taken
-
-    def bitmaps(self) -> list[int]:
-        """What is in use by now, a bit for each block of a group."""
-        return self._bitmaps
 
 
 def place(runs: Iterable[tuple[int, int]], space: Space) -> list[Extent]:
     """Give a file's runs of blocks (start and end) a place."""
     extents = []
     for logical, end in runs:
-        for first, count in space.take(end - logical):
-            extents.append(Extent(logical, first, count))
-            logical += count
+        for first, length in space.take(end - logical):
+            extents.append(Extent(logical, first, length))
+            logical += length
     return extents
 
 
 def extent_tree(node: Node, space: Space, seed: int) -> Iterator[tuple[int, bytes]]:
-    """Set what an inode's own bytes hold of its extents; yields number and content of the blocks of outer nodes."""
+    """Set what an inode's own bytes hold of its extents; yields number and content of each outer node."""
     rows = [
-        (each.logical, _EXTENT.pack(each.logical, each.count, each.first >> 32, each.first & 0xFFFFFFFF))
+        (each.logical, _EXTENT.pack(each.logical, each.length, each.first >> 32, each.first & 0xFFFFFFFF))
         for each in node.extents
     ]
     depth = 0
@@ -196,7 +189,8 @@ def _entry_size(name: bytes) -> int:
 
 
 def _folder_block(rows: Sequence[tuple[bytes, int, int]]) -> bytes:
-    parts, left = [], FOLDER_ROOM
+    parts: list[bytes] = []
+    left = FOLDER_ROOM
     for name, number, kind in rows:
         size = _entry_size(name)
         last = len(parts) == len(rows) - 1
@@ -208,7 +202,7 @@ def _folder_block(rows: Sequence[tuple[bytes, int, int]]) -> bytes:
 def inode(node: Node, epoch: int) -> bytes:
     """An inode without its checksum; no time is later than the epoch, and only the last change is earlier."""
     entry = node.entry
-    blocks = (sum(each.count for each in node.extents) + node.outer) * (BLOCK // 512)
+    blocks = (sum(each.length for each in node.extents) + node.outer) * (BLOCK // 512)
     changed = entry.changed if 0 <= entry.changed <= epoch else epoch
     (now, now_extra), (then, then_extra) = _time(epoch), _time(changed)
     has_extents = entry.kind in (stat.S_IFREG, stat.S_IFDIR) or node.extents

@@ -2,10 +2,10 @@
 
 Usage: layout.py DISK.json ROOT KERNEL INITRAMFS STUB FOLDER
 
-DISK.json says what is asked for (the step writes it), SEED and SOURCE_DATE_EPOCH come from the
-environment, STUB is empty for a disk without UEFI. FOLDER gets `plan.json`, which every later tool
-reads, `tree.json`, what was found in the tree, and `cmdline`, the full kernel command line. A disk that cannot be made is refused: status 3 and
-one line on stdout, `WHAT<TAB>HINT`.
+DISK.json says what is asked for (the step writes it), SEED and SOURCE_DATE_EPOCH come from the environment,
+STUB is empty for a disk without UEFI. FOLDER gets `plan.json`, which every later tool reads, `tree.json` with
+what was found in the tree, and `cmdline`, the full kernel command line. A disk that cannot be made is
+refused: status 3 and one line on stdout, `WHAT<TAB>HINT`.
 
 Every id is derived from name and seed (RFC 4122, version 5), so equal inputs give equal disks.
 """

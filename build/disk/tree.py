@@ -47,7 +47,7 @@ class Entry(NamedTuple):
 
 
 class Tree(NamedTuple):
-    """The top folder, and what is in each folder, by its path from the top; a folder comes before those in it."""
+    """The top folder, and what is in each folder, by its path from the top; outer folders come first."""
 
     top: Entry
     folders: dict[str, list[Entry]]

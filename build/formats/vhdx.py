@@ -14,8 +14,8 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import BinaryIO, NamedTuple
 
-from build.formats.lib import pieces
 from build.crc32c import crc32c
+from build.formats.lib import pieces
 from build.formats.lib.errors import Unsupported
 from build.formats.lib.findings import Damaged, Finding, at
 from build.formats.lib.format import Format, Kind, Machine, Match, Options, Target
