@@ -54,7 +54,7 @@ def _value(value: Parameter) -> str:
 
 def programs(module: str, *shared: str) -> dict[str, File]:
     """Return the programs beside a step's module and those named of build/tools, with what they import."""
-    own = sorted(path for path in Path(module).parent.glob("*.py") if path.name != "__init__.py")
+    own = (path for path in sorted(Path(module).parent.glob("*.py")) if b"__main__" in path.read_bytes())
     return bundle(*own, *(SHARED / name for name in shared))
 
 

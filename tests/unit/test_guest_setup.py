@@ -296,7 +296,9 @@ def test_hostile_values_change_no_file_but_the_documents(kind: str, nasty: dict[
             continue
         assert "\0" not in file.text
         for value in nasty.values():
-            if set(value) & set("\n\0`$;'\x1b") and value.strip():
+            if (
+                set(value) & set("\n\0`$;'\x1b") and len(value.strip()) > 1
+            ):  # one alone is in our own words, too
                 assert value not in re.sub("; (mv|systemvm|it must stay)", "", file.text)
     for command in done.commands:
         assert command[0] == "ip"

@@ -14,6 +14,7 @@ import pytest
 import build
 from build import wire
 from build.agent import verbs
+from build.engine.hosts import host
 from build.formats import FORMATS
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -31,6 +32,7 @@ PROGRAMS = sorted(path for step in STEPS for path in step.parent.glob("*.py") if
 WIRE = CHECKOUT / "build" / "wire.py"
 DEBIAN = CHECKOUT / "build" / "debian.py"
 PRINTABLE = CHECKOUT / "build" / "printable.py"
+CRC32C = CHECKOUT / "build" / "crc32c.py"
 PROBE = CHECKOUT / "build" / "engine" / "hosts" / "probe.py"
 """Goes to a build host as text; the client imports it for the name of a pack alone."""
 VERBS = sorted((CHECKOUT / "build" / "verbs").rglob("*.py"))
@@ -87,8 +89,18 @@ def test_the_agent_needs_the_standard_library_only(path: Path) -> None:
     )
 
 
+def test_all_that_the_agent_imports_is_shipped_with_it() -> None:
+    for path in [path for path in modules("build") if name(path).startswith(host.SHIPPED)]:
+        for used in imported(path.read_text(encoding="utf-8")):
+            if used.startswith("build.") and (file := file_of(used)) != "build/__init__.py":
+                assert file.startswith(host.SHIPPED), f"{name(path)} -> {used}"
+
+
 LEVELS = (
-    ("build/debian.py", "build/inside.py", "build/wire.py", "build/printable.py", "build/formats/lib"),
+    (
+        *("build/debian.py", "build/inside.py", "build/wire.py", "build/printable.py", "build/crc32c.py"),
+        "build/formats/lib",
+    ),
     ("build/formats",),
     (
         "build/agent/events.py",
@@ -169,14 +181,14 @@ def test_both_ends_of_a_verb_have_the_same_types(kind: str) -> None:
     assert (hints["request"], hints["return"]) == (request, wire.result_of(request))
 
 
-@pytest.mark.parametrize("path", [WIRE, DEBIAN, PRINTABLE], ids=name)
+@pytest.mark.parametrize("path", [WIRE, DEBIAN, PRINTABLE, CRC32C], ids=name)
 def test_both_ends_can_import_what_they_share(path: Path) -> None:
     assert not foreign(path.read_text(encoding="utf-8"), set())
 
 
 @pytest.mark.parametrize("path", modules("build/formats"), ids=name)
 def test_formats_need_the_compressors_besides(path: Path) -> None:
-    assert not foreign(path.read_text(encoding="utf-8"), {"build.formats", *COMPRESSORS})
+    assert not foreign(path.read_text(encoding="utf-8"), {"build.formats", "build.crc32c", *COMPRESSORS})
 
 
 def test_every_format_has_its_row_in_the_docs() -> None:
@@ -191,7 +203,9 @@ def test_the_rule_sees_both_compressors() -> None:
 
 @pytest.mark.parametrize("path", [*PROGRAMS, *modules("build/tools")], ids=name)
 def test_programs_of_the_sandbox_need_no_more_than_what_is_shipped_with_them(path: Path) -> None:
-    assert not foreign(path.read_text(encoding="utf-8"), {"build.debian", "build.inside"})
+    assert not foreign(
+        path.read_text(encoding="utf-8"), {"build.debian", "build.inside", "build.crc32c", "build.disk"}
+    )
 
 
 @pytest.mark.parametrize("path", STEPS, ids=name)

@@ -35,7 +35,10 @@ from build.engine.hosts.session import OnEvent, Session
 Result = TypeVar("Result")
 
 CHECKOUT = Path(__file__).resolve().parents[3]
-SHIPPED = ("build/agent", "build/formats", "build/wire.py", "build/debian.py", "build/printable.py")
+SHIPPED = (
+    *("build/agent", "build/formats", "build/wire.py", "build/debian.py", "build/printable.py"),
+    "build/crc32c.py",
+)
 COMPRESSING = ("convert", "inspect", "repair")
 """Verbs that need the pinned compressors."""
 STOCK = CHECKOUT / ".venv" / "wheels"
