@@ -35,8 +35,11 @@ WARMED = ("deb-systemd-helper", "addgroup", "adduser", "a2enconf", "a2enmod", "u
 MODULES = (
     *("Cwd", "Data::Dumper", "File::Basename", "File::Path", "File::Spec", "File::Temp", "Getopt::Long"),
     *("I18N::Langinfo", "POSIX"),
+    *("Debconf::AutoSelect", "Debconf::ConfModule", "Debconf::Db", "Debconf::DbDriver::Cache"),
+    *("Debconf::DbDriver::File", "Debconf::DbDriver::Stack", "Debconf::Format::822"),
+    *("Debconf::FrontEnd::Noninteractive", "Debconf::Log", "Debconf::Template"),
 )
-"""What they load; one that is missing is left to them."""
+"""What they and debconf's frontend load; one that is missing is left to them."""
 ANSWERS = (
     # The package would save the build host's firewall rules into the image.
     "iptables-persistent iptables-persistent/autosave_v4 boolean false",

@@ -186,12 +186,19 @@ configure_quickly() {
                 ln -s "$program" "/.later/$name"
             fi
         done
+        # Scripts with questions start debconf by its full path; another implementation of it has another one.
+        ln -s warm /.later/frontend
+        if [ ! -e /usr/lib/cdebconf ]; then
+            mkdir /usr/lib/cdebconf
+            ln -s /.later/frontend /usr/lib/cdebconf/debconf
+        fi
     ' sh "${DEFERRED[@]}" -- "${WARMED[@]}"
     beside sh /.later/later run &
     working=$!
     # shellcheck disable=SC2016  # expanded by the inner shell
     configure sh -c '
         /.later/warm serve $0 9>&- &
+        [ ! -L /usr/lib/cdebconf/debconf ] || export DEBCONF_USE_CDEBCONF=1
         PATH=/.later:$PATH exec "$@"
     ' "${MODULES[*]}" "${everything[@]}"
     if [[ -n $unpacking ]]; then
@@ -200,6 +207,7 @@ configure_quickly() {
         # shellcheck disable=SC2016  # expanded by the inner shell
         ((outcome)) || configure sh -c 'PATH=/.later:$PATH exec "$@"' sh "${everything[@]}"
     fi
+    in_tree sh -euc '[ ! -L /usr/lib/cdebconf/debconf ] || rm -r /usr/lib/cdebconf'
     : >"$ROOT/.later/done"
 }
 working=
