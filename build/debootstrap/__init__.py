@@ -26,7 +26,7 @@ REFUSED = 10
 """What unpack.py ends with when it leaves a set to dpkg."""
 LINKS = {"amd64": "bin sbin lib lib64", "i386": "bin sbin lib"}
 """What a merged /usr makes links of."""
-LATE = ("linux-image-*", "containerd", "runc")
+LATE = ("linux-image-*", "default-jre-headless", "openjdk-*-jre-headless", "containerd", "runc")
 """Large packages that are unpacked while dpkg configures all others, where none of these needs them."""
 DEFERRED = ("py3compile", "depmod", "systemd-hwdb")
 """Programs that scripts of packages call for something that no other package's script reads."""

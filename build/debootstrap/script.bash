@@ -132,16 +132,16 @@ with_apt() {
     rm -r "$ROOT/.repository"
 }
 
-# take_in FOLDER NOTES: move into the tree what was unpacked in a folder of it, and run its preinsts
+# take_in FOLDER NOTES: move into the tree what was unpacked in a folder of it, and run its preinsts; sets `outcome`
 take_in() {
-    local status=0
-    "$PYTHON" -I "$FILES/unpack.py" merge "$wanted" "/${1##*/}" "$2" "$ROOT" || status=$?
-    ((status == 0)) || return "$status"
-    rm -rf "$1"
-    cp "$diversions" "$WORK/diversions"
-    run_preinsts beside
-    # dpkg would have diverted such files while it unpacked them
-    cmp "$diversions" "$WORK/diversions" || return "$REFUSED"
+    "$PYTHON" -I "$FILES/unpack.py" merge "$wanted" "/${1##*/}" "$2" "$ROOT" || outcome=$?
+    if ((outcome == 0)); then
+        rm -rf "$1"
+        cp "$diversions" "$WORK/diversions"
+        run_preinsts beside
+        # dpkg would have diverted such files while it unpacked them
+        cmp "$diversions" "$WORK/diversions" || outcome=$REFUSED
+    fi
 }
 
 outcome=0
@@ -167,7 +167,7 @@ if ((outcome == 0)) && [[ -e $WORK/late.json ]]; then
     unpacking=$!
 fi
 if ((outcome == 0)); then
-    take_in "$stage" "$WORK/unpacked" || outcome=$?
+    take_in "$stage" "$WORK/unpacked"
 fi
 
 everything=(dpkg --force-confdef --force-confold --status-fd 9 --configure -a)
@@ -177,13 +177,13 @@ configure_quickly() {
     cp "$FILES/later" "$FILES/warm" "$ROOT/.later"
     # shellcheck disable=SC2016  # expanded by the inner shell
     in_tree sh -euc '
-        : >/.later/queue
         program=later
         for name in "$@"; do
             if [ "$name" = -- ]; then
                 program=warm
             elif command -v "$name" >/dev/null; then
                 ln -s "$program" "/.later/$name"
+                [ "$program" = warm ] || : >"/.later/$name.queue"
             fi
         done
         # Scripts with questions start debconf by its full path; another implementation of it has another one.
@@ -193,8 +193,12 @@ configure_quickly() {
             ln -s /.later/frontend /usr/lib/cdebconf/debconf
         fi
     ' sh "${DEFERRED[@]}" -- "${WARMED[@]}"
-    beside sh /.later/later run &
-    working=$!
+    for name in "${DEFERRED[@]}"; do
+        if [[ -e $ROOT/.later/$name.queue ]]; then
+            beside sh /.later/later run "$name" &
+            working+=("$!")
+        fi
+    done
     # shellcheck disable=SC2016  # expanded by the inner shell
     configure sh -c '
         /.later/warm serve $0 9>&- &
@@ -203,14 +207,18 @@ configure_quickly() {
     ' "${MODULES[*]}" "${everything[@]}"
     if [[ -n $unpacking ]]; then
         wait "$unpacking" || outcome=$?
-        ((outcome)) || take_in "$late" "$WORK/late" || outcome=$?
+        if ((outcome == 0)); then take_in "$late" "$WORK/late"; fi
         # shellcheck disable=SC2016  # expanded by the inner shell
-        ((outcome)) || configure sh -c 'PATH=/.later:$PATH exec "$@"' sh "${everything[@]}"
+        if ((outcome == 0)); then configure sh -c 'PATH=/.later:$PATH exec "$@"' sh "${everything[@]}"; fi
     fi
     in_tree sh -euc '[ ! -L /usr/lib/cdebconf/debconf ] || rm -r /usr/lib/cdebconf'
     : >"$ROOT/.later/done"
+    if ((outcome)); then
+        wait "${working[@]}" # before they lose the tree
+        working=()
+    fi
 }
-working=
+working=()
 if ((outcome == 0)); then
     if [[ $TOOL == builtin ]]; then configure_quickly; else configure "${everything[@]}"; fi
 fi
@@ -225,8 +233,8 @@ in_tree dpkg --audit >"$WORK/audit"
 [[ ! -s $WORK/audit ]] || fail "dpkg finds packages that are not whole" "read the log of this step"
 # shellcheck disable=SC2016  # dpkg-query's own variables
 in_tree dpkg-query --show -f '${Package} ${Version} ${Architecture} ${db:Status-Status}\n' >"$WORK/installed"
-if [[ -n $working ]]; then
-    wait "$working"
-    rm -r "$ROOT/.later"
-fi
+for each in "${working[@]}"; do
+    wait "$each"
+done
+rm -rf "$ROOT/.later"
 "$PYTHON" -I "$FILES/tidy.py" "$wanted" "$WORK/installed" "$ROOT"

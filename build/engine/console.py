@@ -11,12 +11,14 @@ import threading
 import time
 from collections.abc import Sequence
 from contextlib import nullcontext
-from typing import Any, TextIO
+from typing import TYPE_CHECKING, Any, TextIO
 
 import colorama
-from tqdm import tqdm
 
 from build.printable import LINES, printable
+
+if TYPE_CHECKING:
+    from tqdm import tqdm
 
 _COLOURS = {
     "built": colorama.Fore.GREEN,
@@ -68,7 +70,7 @@ class Console:
     def line(self, *parts: str) -> None:
         """Print a line above whatever bar is showing; whoever wrote it, it moves nothing on the terminal."""
         text = "".join(part if isinstance(part, Painted) else printable(part, LINES) for part in parts)
-        with _writing, tqdm.external_write_mode(self.stream) if self.lively else nullcontext():
+        with _writing, _tqdm().external_write_mode(self.stream) if self.lively else nullcontext():
             self.stream.write(f"{self.prefix}{text}\n")
             self.stream.flush()
 
@@ -124,7 +126,7 @@ class Console:
             return
         if self._bar is None:
             # tqdm's own `delay` does not hold back a refresh, and what it thinks it never drew stays.
-            self._bar = tqdm(total=1, leave=False, file=self.stream, position=self.row, bar_format=" ")
+            self._bar = _tqdm()(total=1, leave=False, file=self.stream, position=self.row, bar_format=" ")
         bar = self._bar
         if total:
             bar.total, bar.n = total, done
@@ -173,7 +175,14 @@ class Console:
 
 def clock(seconds: float) -> str:
     """Write a time as minutes and seconds."""
-    return str(tqdm.format_interval(max(0.0, seconds)))
+    return str(_tqdm().format_interval(max(0.0, seconds)))
+
+
+def _tqdm() -> type[tqdm[Any]]:
+    """The bar's class, loaded when there is a bar: it is slow to load, and most verbs show none."""
+    from tqdm import tqdm
+
+    return tqdm
 
 
 def size(count: float) -> str:

@@ -12,8 +12,6 @@ from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-from jinja2 import Environment, StrictUndefined, TemplateError
-
 
 class InvalidValue(ValueError):
     """A value that would change the meaning of the text it is put into."""
@@ -40,6 +38,8 @@ def render(template: str, values: Mapping[str, Any]) -> str:
 
     Raises jinja2.TemplateError for a bad template or a missing name, InvalidValue for what a filter refuses.
     """
+    from jinja2 import Environment, StrictUndefined  # here: it is slow to load, and most verbs do without
+
     environment = Environment(
         undefined=StrictUndefined,
         trim_blocks=True,
@@ -73,6 +73,8 @@ def merged(defaults: Mapping[str, Any], facts: Sequence[str]) -> dict[str, Any]:
 
 def main(argv: Sequence[str]) -> int:
     """Print a filled template; 0 done, 1 the template or a value is wrong, 2 wrong usage."""
+    from jinja2 import TemplateError
+
     if len(argv) < 2:
         print("usage: render.py TEMPLATE DEFAULTS.json [NAME=VALUE...]", file=sys.stderr)
         return 2

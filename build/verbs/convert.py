@@ -13,8 +13,6 @@ from difflib import get_close_matches
 from pathlib import Path, PurePosixPath
 from typing import Any
 
-from jinja2 import TemplateError
-
 from build import wire
 from build.engine import cloudstack
 from build.engine.errors import BuildError
@@ -198,6 +196,8 @@ def _spec(name: str, settings: Settings, options: Options, guest: Guest) -> dict
 
 def descriptor(template: str, name: str, guest: Guest, options: Options, base: str) -> str:
     """The OVF text; three numbers are left for the build host. Raises BuildError for a bad template."""
+    from jinja2 import TemplateError  # here: it is slow to load, and most verbs do without
+
     values = {
         **options.ovf.model_dump(),
         "base": base,
