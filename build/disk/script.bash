@@ -7,9 +7,11 @@ tool() { "$PYTHON" -I -B "$FILES/$1" "${@:2}"; }
 # The kernel fills /dev by itself.
 mount -t tmpfs -o mode=755 tmpfs "$ROOT/dev"
 
-kernel="$(in_tree readlink -e /vmlinuz)" ||
-    fail "the tree has no kernel at /vmlinuz" "add a kernel package, or fix the link"
-initramfs="$(in_tree readlink -e /initrd.img)" ||
+# shellcheck disable=SC2016  # expanded by the inner shell
+in_tree sh -c 'for name in /vmlinuz /initrd.img; do readlink -e "$name" || echo; done' >"$WORK/links"
+{ read -r kernel && read -r initramfs; } <"$WORK/links"
+[ -n "$kernel" ] || fail "the tree has no kernel at /vmlinuz" "add a kernel package, or fix the link"
+[ -n "$initramfs" ] ||
     fail "the tree has no initramfs at /initrd.img" "fix the link, or make it: update-initramfs -c -k all"
 version="${kernel##*/vmlinuz-}"
 [ "${initramfs##*/}" = "initrd.img-$version" ] ||
@@ -18,22 +20,21 @@ version="${kernel##*/vmlinuz-}"
     fail "the tree brings its own /boot/grub/grub.cfg" "take it out; set kernel_cmdline"
 [ -x "$ROOT/usr/sbin/mke2fs" ] || fail "the tree has no mke2fs" "add e2fsprogs to the packages"
 
-stub=
+boots=("$WORK/vmlinuz" "$WORK/${initramfs##*/}" "${STUB:+$WORK/stub}")
+in_tree lsinitramfs "$initramfs" >"$WORK/initramfs" &
+listing=$!
+in_tree cat "$kernel" >"${boots[0]}" &
+reading=$!
 if [ -n "$STUB" ]; then
-    stub=$WORK/stub
-    in_tree cat "/$STUB" >"$stub" ||
+    in_tree cat "/$STUB" >"$WORK/stub" ||
         fail "the tree has no stub for UEFI" "add systemd-boot-efi to the packages"
 fi
 if [ -n "$GRUB" ]; then
     in_tree cat "/$GRUB/boot.img" >"$WORK/boot.img" ||
         fail "the tree has no GRUB for BIOS" "add grub-pc-bin to the packages"
 fi
-
-boots=("$WORK/vmlinuz" "$WORK/${initramfs##*/}" "$stub")
-in_tree cat "$kernel" >"${boots[0]}"
 in_tree cat "$initramfs" >"${boots[1]}"
-in_tree lsinitramfs "$initramfs" >"$WORK/initramfs" &
-listing=$!
+wait "$reading"
 if ! refused="$(tool layout.py "$FILES/disk.json" "$ROOT" "${boots[@]}" "$WORK")"; then
     [ -n "$refused" ] || refused=$'the disk cannot be laid out\tread the log of this step'
     fail "${refused%%$'\t'*}" "${refused#*$'\t'}"
@@ -63,7 +64,7 @@ if [ -n "$STUB" ]; then
     printf '%s' "$version" >"$WORK/uname"
     in_tree cat /usr/lib/os-release >"$WORK/os-release"
     # The kernel comes last: it unpacks itself over what follows.
-    tool uki.py "$stub" "$WORK/linux.efi" .osrel="$WORK/os-release" .cmdline="$WORK/cmdline" \
+    tool uki.py "$WORK/stub" "$WORK/linux.efi" .osrel="$WORK/os-release" .cmdline="$WORK/cmdline" \
         .uname="$WORK/uname" .initrd="${boots[1]}" .linux="${boots[0]}"
     tool fat.py "$WORK/plan.json" "$OUT" EFI/BOOT/BOOTX64.EFI="$WORK/linux.efi"
 fi

@@ -302,8 +302,9 @@ def reachable(paragraphs: Iterable[str], roots: Iterable[str]) -> set[str]:
     for text in paragraphs:
         name = debian.name_of(text)
         by_name.setdefault(name, []).append(text)
-        for provided in debian.names(debian.field_of("Provides", text)):
-            providers.setdefault(provided, []).append(name)
+        if "\nProvides: " in text:  # few have it
+            for provided in debian.names(debian.field_of("Provides", text)):
+                providers.setdefault(provided, []).append(name)
     found: set[str] = set()
     pending = [name.partition(":")[0] for name in roots]
     while pending:
