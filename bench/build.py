@@ -6,6 +6,7 @@ nothing    nothing changed                                     wanted: under 0.3
 overlay    one file of the overlay changed, to the raw disk    wanted: at most 0.06 of the classic recipe
 update     one package of the lock is a newer one              wanted: at most 0.17 of the classic recipe
 start      `./inv --help`                                      wanted: under 0.4 s
+mkosi      the same packages into a folder, with --mkosi       wanted: cold is at most 0.32 of it
 Beside the seconds stand the memory that a run took at its peak, and what it wrote (MiB).
 """
 
@@ -44,12 +45,13 @@ MIB = 1 << 20
 def main() -> int:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--pairs", type=int, default=3)
+    parser.add_argument("--mkosi", help="mkosi of Debian 13 or newer, or of its own repository")
     asked = parser.parse_args()
     with tempfile.TemporaryDirectory(prefix="bench-", dir="/var/tmp") as folder:
-        return report(measure(Path(folder), asked.pairs))
+        return report(measure(Path(folder), asked.pairs, asked.mkosi))
 
 
-def measure(folder: Path, pairs: int) -> dict[str, list[float]]:
+def measure(folder: Path, pairs: int, mkosi: str | None) -> dict[str, list[float]]:
     """Seconds of each run, ours and the classic one in turn.
 
     Each turn has a LOCATION of its own, and nothing is removed in between: where many files were removed,
@@ -77,6 +79,8 @@ def measure(folder: Path, pairs: int) -> dict[str, list[float]]:
                 small = ("--set", f"location={place}/small")
                 told["small"] = inv("build", *flags, *small, prefix=prefix)
         told["classic"] = classic(settings, sources(location), place / "classic")
+        if mkosi:
+            told["mkosi"] = with_mkosi(mkosi, settings, location, place / "mkosi")
         print({name: round(value, 2) for name, value in told.items()}, flush=True)
         for name, value in told.items():
             seconds.setdefault(name, []).append(value)
@@ -175,11 +179,14 @@ def renew(lock: Path, debs: Path, folder: Path) -> None:
 
 def sources(location: Path) -> tuple[str, str]:
     """Mirror and security mirror as the finished image's own sources list names them."""
-    listed = next(location.glob("cache/*/debootstrap-*/tree/etc/apt/sources.list.d/debian.sources"))
-    found = [
-        line.split()[1] for line in listed.read_text(encoding="utf-8").splitlines() if line[:5] == "URIs:"
-    ]
+    lines = sources_file(location).read_text(encoding="utf-8").splitlines()
+    found = [line.split()[1] for line in lines if line[:5] == "URIs:"]
     return found[0], found[-1]
+
+
+def sources_file(location: Path) -> Path:
+    """The image's own sources list."""
+    return next(location.glob("cache/*/debootstrap-*/tree/etc/apt/sources.list.d/debian.sources"))
 
 
 def classic(settings: Settings, mirrors: Sequence[str], folder: Path) -> float:
@@ -194,9 +201,33 @@ def classic(settings: Settings, mirrors: Sequence[str], folder: Path) -> float:
     return float(json.loads(done.stdout)["total"])
 
 
+def with_mkosi(program: str, settings: Settings, location: Path, folder: Path) -> float:
+    """Have mkosi install the same packages from the same mirror; returns its wall time in seconds.
+
+    It stops where the tree is done: no disk, no initramfs.
+    """
+    version = subprocess.run([program, "--version"], capture_output=True, text=True, check=True).stdout
+    print(version.strip(), flush=True)
+    sources_list = folder / "sandbox/etc/apt/sources.list.d/mkosi.sources"
+    for part in (sources_list.parent, *(folder / name for name in ("empty", "out", "work", "cache"))):
+        part.mkdir(parents=True)
+    shutil.copy(sources_file(location), sources_list)
+    line = [program, "--distribution=debian", f"--release={settings.suite}", "--format=directory"]
+    line += ["--bootable=no", f"--sandbox-tree={folder}/sandbox", f"--output-directory={folder}/out"]
+    line += [f"--workspace-directory={folder}/work", f"--package-cache-directory={folder}/cache"]
+    line += [*(f"--package={name}" for name in settings.package_list), "build"]
+    started = time.monotonic()
+    done = subprocess.run(line, cwd=folder / "empty", capture_output=True, text=True, check=False)
+    if done.returncode:
+        sys.exit(f"{done.stdout}{done.stderr}")
+    return time.monotonic() - started
+
+
 def report(seconds: dict[str, list[float]]) -> int:
     """Print the median of the pairs' ratios; the status tells whether all are within what is wanted."""
     rows = [(name, "classic", wanted, "of the classic recipe") for name, wanted in WANTED.items()]
+    if "mkosi" in seconds:
+        rows.append(("cold", "mkosi", 0.32, "of mkosi's tree"))
     if "small" in seconds:
         rows.append(("small", "cold", 1.6, "of the plain build"))
     good = True
