@@ -7,7 +7,9 @@ import hashlib
 import io
 import struct
 import tarfile
+from collections.abc import Iterable, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -293,3 +295,86 @@ def test_the_initramfs_depends_on_nothing_but_its_drivers() -> None:
     assert initramfs.step(loaded(hostname="b"), Resolution((), 1, 2)) == one
     assert "virtio_blk" in one.files["hook"].content.decode()
     assert one.files["hook"].mode == 0o755
+
+
+def late(**packages: dict[str, str]) -> dict[str, dict[str, str]]:
+    """Late packages, by their files: fields, and what their triggers files say."""
+    return {f"{name}.deb": {"Package": name, "Triggers": "", **told} for name, told in packages.items()}
+
+
+def test_what_nothing_needs_may_come_late() -> None:
+    kernel = {"Depends": "kmod"}
+    meta = {"Depends": "kernel (= 1)"}
+    assert unpack.on_time(late(kernel=kernel, meta=meta), [package("kmod"), package("other")]) == set()
+
+
+@pytest.mark.parametrize("relation", ["kernel", "a | kernel (>= 2)", "virtual:any"])
+def test_what_another_needs_comes_on_time_and_all_that_it_needs(relation: str) -> None:
+    packages = late(
+        kernel={"Provides": "virtual (= 1)", "Pre-Depends": "modules"}, modules={}, meta={"Depends": "kernel"}
+    )
+    needing = [package("other", Depends=f"libc6, {relation}")]
+    assert unpack.on_time(packages, needing) == {"kernel.deb", "modules.deb"}
+
+
+def test_what_waits_for_the_deeds_of_others_comes_on_time() -> None:
+    """Its interest is registered before they set it off."""
+    packages = late(
+        kernel={"Triggers": "interest-noawait /usr/share/x\n"}, meta={"Triggers": "activate ldconfig\n"}
+    )
+    assert unpack.on_time(packages, [package("other")]) == {"kernel.deb"}
+
+
+def test_late_packages_are_left_and_told(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def alone(packages: Iterable[Mapping[str, Any]], debs: Path, folder: Path) -> list[Unpacked]:
+        unpack.prepare(folder)
+        return [unpack.unpack(debs / package["file"], package["sha256"], folder) for package in packages]
+
+    monkeypatch.setattr(unpack, "stage", alone)
+    debs = tmp_path / "debs"
+    debs.mkdir()
+    rows = []
+    for name, depends in (("other", ""), ("needed", ""), ("kernel", "other"), ("needing", "needed")):
+        data = deb(name, depends)
+        (debs / f"{name}.deb").write_bytes(data)
+        digest = hashlib.sha256(data).hexdigest()
+        row = {
+            "file": f"{name}.deb",
+            "sha256": digest,
+            "size": len(data),
+            "late": name in ("needed", "kernel"),
+        }
+        rows.append(row)
+    unpacked, left = unpack.stage_but_late(rows, debs, tmp_path / "stage")
+    assert [each.key for each in unpacked] == ["needed", "needing", "other"]
+    assert [row["file"] for row in left] == ["kernel.deb"]
+    assert (tmp_path / "stage/usr/share/needed").read_bytes() == b"needed"
+    assert not (tmp_path / "stage/usr/share/kernel").exists()
+
+
+def deb(name: str, depends: str) -> bytes:
+    """A package with one file."""
+    control = f"Package: {name}\nVersion: 1\nArchitecture: all\n" + (
+        f"Depends: {depends}\n" if depends else ""
+    )
+    parts = {
+        "debian-binary": b"2.0\n",
+        "control.tar": plain_tar("./control", control.encode()),
+        "data.tar": plain_tar(f"./usr/share/{name}", name.encode()),
+    }
+    members = [
+        f"{member:<16}{0:<12}{0:<6}{0:<6}{100644:<8}{len(data):<10}`\n".encode()
+        + data
+        + b"\n" * (len(data) % 2)
+        for member, data in parts.items()
+    ]
+    return b"!<arch>\n" + b"".join(members)
+
+
+def plain_tar(path: str, content: bytes) -> bytes:
+    raw = io.BytesIO()
+    with tarfile.open(fileobj=raw, mode="w") as tar:
+        info = tarfile.TarInfo(path)
+        info.size = len(content)
+        tar.addfile(info, io.BytesIO(content))
+    return raw.getvalue()
