@@ -19,6 +19,7 @@ lib/ext2fs/csum.c. All numbers little-endian.
 
 from __future__ import annotations
 
+import collections
 import enum
 import itertools
 import json
@@ -131,6 +132,9 @@ class FileSystem:
         self.groups = layout.ceil(self.blocks, GROUP)
         self.seed = crc32c.register(self.head[0x68:0x78])
         self.descriptors = bytearray(self.read(BLOCK, self.groups * DESCRIPTOR))
+        tables = self._tables()
+        self.used = [self._used_blocks(group, tables.get(group, 0)) for group in range(self.groups)]
+        """Blocks of each group that mke2fs uses, a bit each; those past the end of the file system count."""
 
     def _number(self, form: str, place: int) -> int:
         return int(struct.unpack_from(form, self.head, place)[0])
@@ -162,20 +166,23 @@ class FileSystem:
         """What a group's descriptor says of its bitmaps."""
         return int(struct.unpack_from("<H", self.descriptors, group * DESCRIPTOR + 0x12)[0])
 
-    def used_blocks(self, group: int) -> int:
-        """Blocks of a group that are in use, a bit each; those past the end of the file system count."""
+    def _tables(self) -> dict[int, int]:
+        """Bits of the blocks of each group in which tables lie, be they its own or another's."""
+        found: dict[int, int] = {}
+        lengths = {Table.INODES: layout.ceil(self.inodes_per_group * INODE, BLOCK)}
+        for group, table in itertools.product(range(self.groups), Table):
+            home, bit = divmod(self.located(group, table), GROUP)
+            found[home] = found.get(home, 0) | (1 << lengths.get(table, 1)) - 1 << bit
+        return found
+
+    def _used_blocks(self, group: int, tables: int) -> int:
         if not self.flags(group) & BLOCKS_UNUSED:
             return int.from_bytes(self.read(self.located(group, Table.BLOCK_BITMAP) * BLOCK, BLOCK), "little")
-        used = 0
+        first = 0
         if layout.has_superblock(group):
-            used = (1 << 1 + layout.ceil(len(self.descriptors), BLOCK) + self.reserved) - 1
-        lengths = {Table.INODES: layout.ceil(self.inodes_per_group * INODE, BLOCK)}
-        for other, table in itertools.product(range(self.groups), Table):
-            home, bit = divmod(self.located(other, table), GROUP)
-            if home == group:
-                used |= (1 << lengths.get(table, 1)) - 1 << bit
+            first = (1 << 1 + layout.ceil(len(self.descriptors), BLOCK) + self.reserved) - 1
         beyond = max(0, (group + 1) * GROUP - self.blocks)
-        return used | ((1 << beyond) - 1 << GROUP - beyond)
+        return first | tables | ((1 << beyond) - 1 << GROUP - beyond)
 
     def settle(self, used: Sequence[int], last_inode: int, folders: Sequence[int]) -> None:
         """Write what is in use: bitmaps, descriptors, superblock, and the copies of the last two.
@@ -183,11 +190,11 @@ class FileSystem:
         `used` has the blocks of each group, `folders` the inodes of all folders; inodes are in use up to the
         last one.
         """
+        per_group = self.inodes_per_group
+        counts = collections.Counter((number - 1) // per_group for number in folders)
         for group, blocks in enumerate(used):
-            first = group * self.inodes_per_group + 1
-            inodes_ = min(max(last_inode - first + 1, 0), self.inodes_per_group)
-            count = sum(1 for number in folders if first <= number < first + self.inodes_per_group)
-            self._settle_group(group, blocks, inodes_, count)
+            inodes_ = min(max(last_inode - group * per_group, 0), per_group)
+            self._settle_group(group, blocks, inodes_, counts[group])
         free = GROUP * self.groups - sum(each.bit_count() for each in used)
         free_inodes = self.groups * self.inodes_per_group - last_inode
         struct.pack_into("<II", self.head, 0x0C, free & 0xFFFFFFFF, free_inodes)
@@ -200,7 +207,7 @@ class FileSystem:
             self.write(start + BLOCK, self.descriptors)
 
     def _settle_group(self, group: int, blocks: int, inodes_: int, folders: int) -> None:
-        flags, touched = self.flags(group), inodes_ or blocks != self.used_blocks(group)
+        flags, touched = self.flags(group), inodes_ or blocks != self.used[group]
         if touched:
             flags &= ~BLOCKS_UNUSED
         if inodes_:
@@ -230,7 +237,7 @@ class FileSystem:
 
 def populate(system: FileSystem, nodes: Sequence[Node], epoch: int) -> list[Copy]:
     """Write a tree without the content of its files; returns where that belongs, in the order of the disk."""
-    free = Space([system.used_blocks(group) for group in range(system.groups)])
+    free = Space(system.used)
     folders = [node for node in nodes if node.entry.kind == stat.S_IFDIR]
     place_folders(system, folders, free)
     copies: list[Copy] = []
