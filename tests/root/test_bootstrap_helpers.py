@@ -133,19 +133,18 @@ def test_calls_at_the_same_time_do_not_mix(perl: Front) -> None:
 def slow(tmp_path: Path) -> Front:
     text = '#!/bin/sh\necho "$(basename "$0") $#: $*"\n[ "$1" != fail ] || exit 7\n'
     front = Front(tmp_path, "later", "compile", text)
-    (front.here / "queue").touch()
+    (front.here / "compile.queue").touch()
     return front
 
 
 def test_what_is_noted_is_done_beside(slow: Front) -> None:
     first = slow.call("-p", "one:amd64", "/usr/lib/x.y", "-V", "3.11-")
     assert (first.returncode, first.stdout) == (0, "")
-    running = slow.start("run")
+    running = slow.start("run", "compile")
     second = slow.call()
     assert (second.returncode, second.stdout) == (0, "")
-    while len((slow.here / "queue").read_text().splitlines()) < 2:
-        time.sleep(0.01)
-    with (slow.here / "queue").open("a") as queue:  # a line that is written in two pieces
+    assert len((slow.here / "compile.queue").read_text().splitlines()) == 2
+    with (slow.here / "compile.queue").open("a") as queue:  # a line that is written in two pieces
         queue.write("compile thi")
         queue.flush()
         time.sleep(0.2)
@@ -164,7 +163,7 @@ def test_what_is_noted_is_done_beside(slow: Front) -> None:
 def test_what_a_line_cannot_hold_is_done_at_once(slow: Front, words: tuple[str, ...]) -> None:
     done = slow.call("-p", *words)
     assert done.stdout == f"compile 2: -p {words[0]}\n"
-    assert (slow.here / "queue").read_text() == ""
+    assert (slow.here / "compile.queue").read_text() == ""
     assert slow.call("fail", *words).returncode == 7
 
 
@@ -172,7 +171,7 @@ def test_the_first_that_fails_ends_it(slow: Front) -> None:
     slow.call("fail")
     slow.call("never")
     (slow.here / "done").touch()
-    running = slow.start("run")
+    running = slow.start("run", "compile")
     out, _ = running.communicate(timeout=30)
     assert running.returncode == 7
     assert out == "compile 1: fail\n"
