@@ -34,7 +34,7 @@ import re
 import sys
 import tarfile
 import zlib
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -304,7 +304,7 @@ def write_info(folder: Path, key: str, controls: Mapping[str, ControlFile], file
 
 
 def stage_but_late(
-    packages: Iterable[Mapping[str, Any]], debs: Path, folder: Path
+    packages: Sequence[Mapping[str, Any]], debs: Path, folder: Path
 ) -> tuple[list[Unpacked], list[Mapping[str, Any]]]:
     """Unpack packages into `folder`; returns these, and the late ones, which are left."""
     late = {package["file"]: package for package in packages if package["late"]}
@@ -355,18 +355,13 @@ def on_time(late: Mapping[str, Mapping[str, str]], unpacked: Iterable[Unpacked])
     asking = [package.fields for package in unpacked]
     found: set[str] = set()
     while asking:
-        wanted = {
-            name
-            for fields in asking
-            for relation in ("Pre-Depends", "Depends")
-            for name in debian.names(fields.get(relation, ""))
-        }
+        wanted = {name for fields in asking for name in needed_names(fields)}
         more = {
             file: fields
             for file, fields in late.items()
             if file not in found
             and (
-                wanted.intersection((fields["Package"], *debian.names(fields.get("Provides", ""))))
+                wanted.intersection(offered_names(fields))
                 or any(verb.startswith("interest") for verb, _ in directives(fields["Triggers"]))
             )
         }
@@ -483,7 +478,7 @@ def by_dependency(unpacked: Iterable[Unpacked]) -> list[Unpacked]:
     packages = sorted(unpacked, key=lambda package: package.key)
     providers: dict[str, list[Unpacked]] = {}
     for package in packages:
-        for name in (package.fields["Package"], *debian.names(package.fields.get("Provides", ""))):
+        for name in offered_names(package.fields):
             providers.setdefault(name, []).append(package)
     ordered: dict[str, Unpacked] = {}
     entered: set[str] = set()
@@ -505,8 +500,17 @@ def by_dependency(unpacked: Iterable[Unpacked]) -> list[Unpacked]:
 
 def needs(package: Unpacked, providers: Mapping[str, list[Unpacked]]) -> list[Unpacked]:
     """Packages of the same set that this one depends on."""
-    text = ",".join(package.fields.get(name, "") for name in ("Pre-Depends", "Depends"))
-    return [found for name in debian.names(text) for found in providers.get(name, ())]
+    return [found for name in needed_names(package.fields) for found in providers.get(name, ())]
+
+
+def needed_names(fields: Mapping[str, str]) -> list[str]:
+    """Names in what a package depends on, alternatives too."""
+    return debian.names(",".join(fields.get(name, "") for name in ("Pre-Depends", "Depends")))
+
+
+def offered_names(fields: Mapping[str, str]) -> list[str]:
+    """Names that others may ask for and get this package."""
+    return [fields["Package"], *debian.names(fields.get("Provides", ""))]
 
 
 def write_triggers(unpacked: Iterable[Unpacked], database: Path) -> None:

@@ -39,7 +39,7 @@ from build import crc32c
 from build.disk import inodes, layout, tree
 from build.disk.inodes import Extent, Node, Space
 from build.disk.layout import GROUP, INODE
-from build.disk.tree import BLOCK
+from build.disk.tree import BLOCK, Copy
 
 SECTOR = 512
 DESCRIPTOR = 64
@@ -51,8 +51,6 @@ FEATURES = (
     "huge_file,dir_nlink,extra_isize,metadata_csum"
 )
 """All that GRUB 2.06 reads and every suite's e2fsck knows: no orphan_file, no metadata_csum_seed."""
-Copy = tuple[int, int, str, int]
-"""Byte of the disk, bytes, path from the tree's top, byte of the file."""
 TIMES = ("atime", "ctime", "crtime", "mtime")
 UNCOUNTED = "ssv kbytes_written 0"
 """Command for debugfs: forget how much was ever written."""
@@ -141,11 +139,13 @@ class FileSystem:
 
     def read(self, place: int, length: int) -> bytes:
         """Bytes of the file system."""
-        return os.pread(self.disk.fileno(), length, self.offset + place)
+        self.disk.seek(self.offset + place)
+        return self.disk.read(length)
 
     def write(self, place: int, content: bytes | bytearray | memoryview) -> None:
         """Write bytes of the file system."""
-        os.pwrite(self.disk.fileno(), content, self.offset + place)
+        self.disk.seek(self.offset + place)
+        self.disk.write(content)
 
     def located(self, group: int, table: Table) -> int:
         """Block in which a group has a table."""

@@ -20,13 +20,15 @@ import sys
 import threading
 from collections.abc import Iterable
 
-BLOCK = 4096
+if not __package__:  # run as a program: what it shares with others lies beside it
+    sys.path.insert(0, os.path.dirname(__file__))
+
+from build.disk.tree import BLOCK, Copy
+
 CHUNK = 1 << 20
 ZEROS = memoryview(bytes(CHUNK))
 AHEAD = 16
 """Chunks that may wait for their digest."""
-Copy = tuple[int, int, str, int]
-"""Byte of the disk, bytes, path from the tree's top, byte of the file."""
 Part = tuple[memoryview, bytearray | None]
 """What an image holds, and the buffer it lies in, if it is one to give back."""
 
@@ -109,11 +111,16 @@ class Fill:
         return memoryview(self.buffer)[self.length :]
 
     def write(self) -> None:
-        """Write the buffer where it belongs, and go on behind it with another."""
-        data = memoryview(self.buffer)[: self.length]
-        if data:
-            os.pwrite(self.handle, data, self.start)
-            self.digest.given.put((data, self.buffer))
+        """Write the buffer where it belongs, and pass it on."""
+        done = 0
+        while done < self.length:  # a disk that is nearly full takes a part of it
+            done += os.pwrite(self.handle, memoryview(self.buffer)[done : self.length], self.start + done)
+        self.pass_on()
+
+    def pass_on(self) -> None:
+        """Give the buffer to the digest, and go on behind it with another."""
+        if self.length:
+            self.digest.given.put((memoryview(self.buffer)[: self.length], self.buffer))
             self.buffer = self.digest.buffers.get()
         self.start, self.length = self.start + self.length, 0
 
@@ -130,9 +137,7 @@ class Fill:
             self.start = data
             while self.start < hole:
                 self.take(self.handle, self.start, min(CHUNK, hole - self.start))
-                self.digest.given.put((memoryview(self.buffer)[: self.length], self.buffer))
-                self.buffer = self.digest.buffers.get()
-                self.start, self.length = self.start + self.length, 0
+                self.pass_on()
 
 
 def flush(handle: int, over: threading.Event) -> None:

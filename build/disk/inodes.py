@@ -16,13 +16,13 @@ from typing import NamedTuple
 
 from build import crc32c
 from build.disk import layout, tree
-from build.disk.layout import GROUP, INODE
+from build.disk.layout import FOLDER_ROOM, GROUP, INODE
 from build.disk.tree import BLOCK, Entry, Tree
 
 ROOT, LOST, FIRST = 2, 11, 12
 """Inodes of the root folder, of lost+found, and the first one that is free after mke2fs."""
-FOLDER_ROOM, NODE_ROOM = BLOCK - 12, BLOCK - 4
-"""Bytes before the checksum of a block of a folder, and of a node of an extent tree."""
+NODE_ROOM = BLOCK - 4
+"""Bytes before the checksum of a node of an extent tree."""
 PER_NODE, PER_INODE = 340, 4
 """Extents in a node, and in an inode."""
 EXTENTS_FLAG = 0x80000
@@ -175,7 +175,7 @@ def folder_blocks(node: Node) -> bytes:
     """The blocks of a folder, without their checksums; no entry lies over a block's end."""
     blocks, rows, free = [], [(b".", node.number, 2), (b"..", node.parent, 2)], FOLDER_ROOM - 24
     for name in node.names:
-        need = _entry_size(name[0])
+        need = layout.name_size(name[0])
         if need > free:
             blocks.append(_folder_block(rows))
             rows, free = [], FOLDER_ROOM
@@ -184,15 +184,11 @@ def folder_blocks(node: Node) -> bytes:
     return b"".join([*blocks, _folder_block(rows)])
 
 
-def _entry_size(name: bytes) -> int:
-    return 8 + layout.ceil(len(name), 4) * 4
-
-
 def _folder_block(rows: Sequence[tuple[bytes, int, int]]) -> bytes:
     parts: list[bytes] = []
     left = FOLDER_ROOM
     for name, number, kind in rows:
-        size = _entry_size(name)
+        size = layout.name_size(name)
         last = len(parts) == len(rows) - 1
         parts.append((_ENTRY.pack(number, left if last else size, len(name), kind) + name).ljust(size, b"\0"))
         left -= size

@@ -53,6 +53,8 @@ INITRAMFS = (
 )
 """How an initramfs begins: a plain cpio archive, or one in a compression the kernel knows."""
 BYTES_PER_INODE = 16384
+FOLDER_ROOM = BLOCK - 12
+"""Bytes of a directory's block before its checksum."""
 SHORT_LINK = 60
 """Bytes: the target of a link lies in its inode if it has fewer."""
 GROWTH = 1 << 40
@@ -115,14 +117,19 @@ def extent_blocks(blocks: int, pieces: int) -> int:
 
 
 def directory_blocks(names: Sequence[str]) -> int:
-    """Blocks of a directory: entries of 8 bytes and a name, padded to 4, none over a block's end."""
-    free, blocks = BLOCK - 12 - 24, 1
+    """Blocks of a directory; no entry lies over a block's end, and the first block has two more."""
+    free, blocks = FOLDER_ROOM - 24, 1
     for name in names:
-        need = 8 + ceil(len(os.fsencode(name)), 4) * 4
+        need = name_size(os.fsencode(name))
         if need > free:
-            free, blocks = BLOCK - 12, blocks + 1
+            free, blocks = FOLDER_ROOM, blocks + 1
         free -= need
     return blocks + extent_blocks(blocks, blocks)
+
+
+def name_size(name: bytes) -> int:
+    """Bytes of a name in a directory: 8 and itself, padded to 4."""
+    return 8 + ceil(len(name), 4) * 4
 
 
 def attribute_blocks(entry: Entry) -> int:

@@ -15,6 +15,8 @@ BLOCK = 4096
 WINDOW = 16
 """Blocks: as many that hold nothing but zeros, at a multiple of this, become a hole."""
 LOST = "lost+found"
+Copy = tuple[int, int, str, int]
+"""What belongs into a disk: byte of the disk, bytes, path from the tree's top, byte of the file."""
 _PROBE = 64
 """Bytes that tell of most windows that they do not."""
 
