@@ -17,6 +17,7 @@ from build import wire
 from build.engine import pipeline, plan, script
 from build.engine.hosts.session import encode
 from build.engine.plan import Layer, Step
+from tests.waiting import LONG
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 SERVE = (sys.executable, "-I", "-B", str(CHECKOUT / "build/agent/__main__.py"), "serve")
@@ -92,7 +93,7 @@ class Agent:
     def reap(self) -> None:
         """Wait for an agent that something else ends."""
         assert self.process.stdout is not None
-        self.process.wait(30)
+        self.process.wait(LONG)
         self.process.stdout.close()
         with self._writing, contextlib.suppress(OSError, AttributeError):
             self.process.stdin.close()  # type: ignore[union-attr]

@@ -8,9 +8,14 @@ import select
 import signal
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+import tempfile
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
+
+from tests.waiting import LONG
+from tests.warm import Warm
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 INV = (sys.executable, "-m", "invoke")
@@ -30,6 +35,8 @@ def inv(
 ) -> subprocess.CompletedProcess[str]:
     """Run one command line to its end, in this checkout or another with a `.venv` of its own."""
     own = INV if checkout == CHECKOUT else (str(checkout / ".venv/bin/python"), *INV[1:])
+    if own == INV and (server := _server(tuple(prefix), env or {})):
+        return _forked(server, arguments, environment(env))
     return subprocess.run(
         [*prefix, *own, *arguments],
         cwd=checkout,
@@ -39,6 +46,53 @@ def inv(
         text=True,
         check=False,
     )
+
+
+_servers: dict[tuple[str, ...], Warm] = {}
+_WARM: set[tuple[str, ...]] = {()}
+"""Beginnings of command lines that have a server of their own: many tests begin so."""
+_COLD = ("PYTHON", "LC_", "LANG")
+"""Variables that Python reads before its first line."""
+
+
+@contextmanager
+def warm(prefix: Sequence[str]) -> Iterator[None]:
+    """Have the command lines that begin so forked from one process; see tests.warm."""
+    _WARM.add(tuple(prefix))
+    try:
+        yield
+    finally:
+        _WARM.discard(tuple(prefix))
+        if server := _servers.pop(tuple(prefix), None):
+            server.close()
+
+
+def cool() -> None:
+    """End the servers."""
+    while _servers:
+        _servers.popitem()[1].close()
+
+
+def _server(prefix: tuple[str, ...], env: Mapping[str, str]) -> Warm | None:
+    if prefix not in _WARM or any(name.startswith(_COLD) for name in env):
+        return None
+    if prefix not in _servers:
+        _servers[prefix] = Warm(prefix)
+    return _servers[prefix]
+
+
+def _forked(
+    server: Warm, arguments: Sequence[str], env: Mapping[str, str]
+) -> subprocess.CompletedProcess[str]:
+    with (
+        tempfile.TemporaryFile("w+") as out,
+        tempfile.TemporaryFile("w+") as errors,
+        open(os.devnull) as nothing,
+    ):
+        status = server.run(arguments, env, (nothing.fileno(), out.fileno(), errors.fileno()))
+        for stream in (out, errors):
+            stream.seek(0)
+        return subprocess.CompletedProcess([*INV, *arguments], status, out.read(), errors.read())
 
 
 def _hear() -> None:
@@ -66,7 +120,7 @@ def start(
 
 
 def on_terminal(
-    argv: Sequence[str], answers: Sequence[tuple[str, str]], env: Mapping[str, str], seconds: float = 60
+    argv: Sequence[str], answers: Sequence[tuple[str, str]], env: Mapping[str, str], seconds: float = LONG
 ) -> tuple[int, str]:
     """Run a command line on a terminal of its own and type answers to questions, each once and in this order.
 
@@ -83,7 +137,7 @@ def on_terminal(
             shown += os.read(ours, 4096)
         except OSError:  # the other end is closed: it has ended
             os.close(ours)
-            return child.wait(30), shown.decode()
+            return child.wait(LONG), shown.decode()
         if waiting and waiting[0][0].encode() in shown[answered:]:
             os.write(ours, waiting.pop(0)[1].encode() + b"\n")
             answered = len(shown)

@@ -6,6 +6,7 @@ One marked `soak(SECONDS)`, its cost on two idle cores, is left to `./inv test -
 from __future__ import annotations
 
 import os
+import shutil
 import socket
 import subprocess
 import tempfile
@@ -14,8 +15,10 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 import pytest
+from xdist.remote import Producer
 
-from build.engine.rings import PRIVILEGED, RINGS
+from build.engine.rings import NOTHING_RAN, PRIVILEGED, RINGS
+from tests import cli, clock, schedule
 from tests.images import system as system  # for every ring that needs a built image
 from tests.images import tiny as tiny
 from tests.soak import slice_of
@@ -29,6 +32,39 @@ def pytest_addoption(parser: pytest.Parser) -> None:
         "--soak-seconds", type=int, help="play a random slice of the soak ring that takes so long"
     )
     parser.addoption("--soak-seed", type=int, default=0, help="what chooses it, and what the cases draw from")
+    parser.addoption("--clock", help="a file that gets a line of JSON for each test: what it took")
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Measure each test."""
+    clock.register(config)
+
+
+@pytest.hookimpl(trylast=True)
+def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
+    """Remove the temporary files of a run in which nothing failed; pytest does so in its own folder only."""
+    folder = session.config.getoption("basetemp")
+    if folder and exitstatus in (0, NOTHING_RAN) and not os.environ.get("PYTEST_XDIST_WORKER"):
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> schedule.Lanes | None:
+    """Give tests that wait workers of their own."""
+    return schedule.Lanes(config, log) if config.getoption("dist") == "loadgroup" else None
+
+
+@pytest.hookimpl(tryfirst=True)
+def pytest_runtest_logreport(report: pytest.TestReport) -> None:
+    """Show a test by the name that runs it again, without its group."""
+    report.nodeid = schedule.without_group(report.nodeid)
+
+
+@pytest.fixture(autouse=True, scope="session")
+def _warm(tmp_path_factory: pytest.TempPathFactory) -> Generator[None]:
+    """End the processes that `inv` is forked from."""
+    yield
+    cli.cool()
 
 
 @pytest.fixture(scope="session")
@@ -50,6 +86,7 @@ def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item
         chosen = slice_of(costs, seconds, config.getoption("--soak-seed"))
         config.hook.pytest_deselected(items=[item for item in items if item.nodeid not in chosen])
         items[:] = [item for item in items if item.nodeid in chosen]
+    schedule.arrange(items)
 
 
 def _cost(seconds: int) -> int:

@@ -12,6 +12,10 @@ from typing import NamedTuple
 from build.engine.errors import BuildError
 
 RINGS = ("unit", "golden", "root", "boot", "remote")
+WAITING = 2
+"""Workers for tests that mostly wait, beside those that compute."""
+SECONDS = "dist/test-seconds.jsonl"
+"""What each test of the last run took, a line of JSON each; in the checkout."""
 SOAK = "soak"
 """Long cases of all rings, which a run of all leaves out."""
 PRIVILEGED = ("root", "remote")
@@ -72,13 +76,14 @@ def parts(
     cores: int,
     env: Mapping[str, str] = os.environ,
     soak: Slice = ALL,
+    folder: str = "/tmp/systemvm-tests",
 ) -> list[Part]:
     """Command lines for a ring, or all; an ordinary user's begin with the rings that need root.
 
+    Temporary files of each lie below `folder`, where no other run on this machine changes a mode or an owner.
     Sudo forgets a password after some minutes: behind the other rings it would ask when nobody looks.
     """
-    # Guests wait, too: one test more than there are cores keeps them all busy.
-    workers = ["-n", str(min(cores, 4) + 1), "--dist", "worksteal", "--durations=25"]
+    workers = ["-n", str(min(cores, 4) + WAITING), "--dist", "loadgroup", f"--clock={SECONDS}"]
     line = [sys.executable, "-B", "-m", "pytest", *workers, *(("-k", name) if name else ())]
     line += ["-m", SOAK, f"--soak-seed={soak.seed}"] if ring == SOAK else ["-m", f"not {SOAK}"]
     line += [f"--soak-seconds={soak.seconds}"] if ring == SOAK and soak.seconds else []
@@ -87,10 +92,15 @@ def parts(
     own = tuple(one for one in asked if one not in privileged)
     # Chosen by mark, tests of the other rings would be read, too, and Hypothesis keep, as root, what it saw.
     both = [
-        Part(privileged, [*sudo(env), *line, *(f"tests/{one}" for one in privileged)], True),
-        Part(own, [*line, *(f"tests/{one}" for one in own)], False),
+        Part(privileged, [*sudo(env), *line, f"--basetemp={folder}/root", *folders(privileged)], True),
+        Part(own, [*line, f"--basetemp={folder}/own", *folders(own)], False),
     ]
     return [part for part in both if part.rings]
+
+
+def folders(rings: Sequence[str]) -> list[str]:
+    """Return where the tests of these rings are."""
+    return [f"tests/{one}" for one in rings]
 
 
 def sudo(env: Mapping[str, str]) -> list[str]:

@@ -4,6 +4,9 @@ from __future__ import annotations
 
 import os
 import sys
+import tempfile
+from contextlib import suppress
+from pathlib import Path
 
 from build.engine import rings
 from build.engine.errors import BuildError
@@ -19,7 +22,13 @@ def test(context: HostContext, ring: str, name: str, seconds: str, seed: str) ->
     soak = rings.slice_for(ring, seconds, seed)
     if ring == rings.SOAK:
         print(f"the same again: ./inv test --ring soak {soak.flags}", flush=True)
-    parts = rings.parts(ring, name, os.geteuid(), os.cpu_count() or 1, soak=soak)
+    folder = Path(tempfile.mkdtemp(prefix="systemvm-tests-"))
+    folder.chmod(0o755)
+    parts = rings.parts(ring, name, os.geteuid(), os.cpu_count() or 1, soak=soak, folder=str(folder))
+    # Made by whoever runs the tests: sudo's part adds to it.
+    seconds_file = CHECKOUT / rings.SECONDS
+    seconds_file.parent.mkdir(exist_ok=True)
+    seconds_file.write_text("")
     ended: list[tuple[rings.Part, int | None]] = []
     for part in parts:
         if part.sudo:
@@ -27,6 +36,10 @@ def test(context: HostContext, ring: str, name: str, seconds: str, seed: str) ->
         ended.append((part, rings.status(part, context.host.show(part.line, CHECKOUT))))
         if ended[-1][1] == rings.INTERRUPTED:
             break
+    with suppress(OSError):  # a part that failed has left its files
+        folder.rmdir()
+    if folder.exists():
+        print(f"temporary files of what failed are kept: {folder}")
     if error := rings.verdict(ended, name):
         raise error
 

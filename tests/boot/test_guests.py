@@ -21,6 +21,7 @@ from build.agent.verbs import verify
 from tests.agent import CHECKOUT, Agent, Refused
 from tests.boot.guest import RESET, WRITE, disk, sector
 from tests.images import sha256
+from tests.waiting import LONG
 
 pytestmark = pytest.mark.boot
 
@@ -166,7 +167,7 @@ def test_no_guest_outlives_its_agent(tmp_path: Path, end: str) -> None:
         agent.reap()
     else:
         agent.close()
-    assert select.select([watched], [], [], 30)[0], "QEMU lives on"
+    assert select.select([watched], [], [], LONG)[0], "QEMU lives on"
     os.close(watched)
     left = [path for path in tmp_path.rglob("*") if path.is_file() and path.stat().st_size > 1 << 16]
     assert [path.name for path in left] == ["disk.raw"]
@@ -202,10 +203,10 @@ def test_boot_shows_the_serial_line_and_ends_with_ctrl_a_x(tmp_path: Path) -> No
     os.close(theirs)
     shown = b""
     while b"hello, terminal" not in shown:
-        assert select.select([ours], [], [], 60)[0], shown
+        assert select.select([ours], [], [], LONG)[0], shown
         shown += os.read(ours, 4096)
     os.write(ours, b"\x01x")
-    assert child.wait(30) == 0
+    assert child.wait(LONG) == 0
     os.close(ours)
     assert sha256(image) == before
     assert sorted(path.name for path in tmp_path.iterdir()) == ["a, b.raw"]
@@ -213,7 +214,7 @@ def test_boot_shows_the_serial_line_and_ends_with_ctrl_a_x(tmp_path: Path) -> No
 
 def test_boot_without_an_image_says_so(tmp_path: Path) -> None:
     told = subprocess.run(
-        boot_program(tmp_path / "none\x1b[2J.raw"), capture_output=True, text=True, check=False, timeout=60
+        boot_program(tmp_path / "none\x1b[2J.raw"), capture_output=True, text=True, check=False, timeout=LONG
     )
     assert told.returncode == 1
     assert f"no image {tmp_path}/none" + r"\x1b[2J.raw" in told.stderr

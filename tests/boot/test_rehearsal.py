@@ -38,6 +38,7 @@ PLAYED = (
 )
 
 
+@pytest.mark.slow(150, reason="the full system, emulated, from its start to its reboot")
 def test_a_router_is_rehearsed_from_its_first_start_to_its_reboot(system: Built, tmp_path: Path) -> None:
     documents = tmp_path / "documents"
     documents.mkdir()

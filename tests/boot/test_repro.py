@@ -7,16 +7,15 @@ import json
 import os
 import shutil
 import subprocess
-import time
-from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 
 from build.wire import SURROUNDINGS
 from tests import cli, ordinary
-from tests.images import Built
+from tests.images import Built, link
 from tests.root.test_json import documented
+from tests.waiting import until
 
 pytestmark = pytest.mark.boot
 FORMATS = ("--formats", "vhd,qcow2,vmdk,ova")
@@ -67,13 +66,14 @@ def test_one_thing_around_a_build_may_change(name: str, tiny: Built, with_user: 
 
 @pytest.fixture
 def changing(tmp_path: Path, tiny: Built) -> tuple[str, ...]:
-    """The tiny image with a file in it that is another one in each build."""
+    """A build of the tiny image whose files a test may change, and a definition of its own."""
     folder = tmp_path / "config"
     shutil.copytree(cli.CHECKOUT / "config", folder, symlinks=True)
     location = tmp_path / "location"
-    location.mkdir()
-    for name in ("resolutions", "debs"):
-        shutil.copytree(tiny.location / name, location / name)
+    link(tiny.location, location)
+    for path in (*location.glob("tiny.*"), *location.glob("cache/*/debootstrap-*/content")):
+        own = shutil.copy2(path, path.with_name("own"))
+        os.replace(own, path)
     return ("--image", str(folder / "tiny.yaml"), "--set", f"location={location}", "--frozen")
 
 
@@ -125,12 +125,12 @@ def test_a_killed_client_takes_the_second_build_along(changing: tuple[str, ...],
     location = tmp_path / "location"
     child = cli.start("repro", "--formats", "vhd", "--vary", "folder,file-system", *changing)
     try:
-        until(lambda: any("build" in path for path in inside(location)), "a second build")
+        until(lambda: any("build" in path for path in inside(location)), say=lambda: "no second build")
         (aside,) = location.glob(".repro-*")
     finally:
         child.kill()
         child.communicate()
-    until(lambda: not running(aside.name), "its end")
+    until(lambda: not running(aside.name), say=lambda: "it goes on")
     os.utime(aside, (0, 0))  # a young one may be about to be used
     cli.succeed("build", *changing)
     assert not aside.exists()
@@ -143,13 +143,6 @@ def inside(location: Path) -> list[str]:
         with contextlib.suppress(OSError):
             lines.append(Path(f"/proc/{process}/cmdline").read_bytes().decode(errors="replace"))
     return [line for line in lines if "invoke" in line]
-
-
-def until(holds: Callable[[], bool], what: str) -> None:
-    limit = time.monotonic() + 60
-    while not holds():
-        assert time.monotonic() < limit, f"no {what}"
-        time.sleep(0.05)
 
 
 def test_what_cannot_be_done_is_said_at_once(tiny: Built) -> None:

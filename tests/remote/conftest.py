@@ -20,7 +20,7 @@ from tests.remote.clients import ALL, FLAGS, pip, provide, run
 @pytest.fixture(scope="session")
 def there(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Buildhost]:
     """A running build host."""
-    with buildhost.running(tmp_path_factory.mktemp("buildhost")) as host:
+    with buildhost.running(tmp_path_factory.mktemp("buildhost")) as host, cli.warm(host.prefix):
         yield host
 
 

@@ -9,14 +9,17 @@ import re
 import shutil
 import signal
 import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from tests import cli, standin
-from tests.buildhost import HOST, KEPT, Buildhost, wait_for
+from tests.boot.guest import disk, sector
+from tests.buildhost import HOST, KEPT, Buildhost
 from tests.images import STEPS, TINY, Built, link, sha256
 from tests.remote.clients import FLAGS, begun, is_free, provide, run, start
+from tests.waiting import LONG, until
 
 pytestmark = pytest.mark.remote
 
@@ -29,7 +32,7 @@ def test_a_build_that_is_left_to_the_host_comes_home_with_the_same_bytes(
     assert "no build was left" in run(there, "alice", "status", *TINY)
     left = run(there, "alice", "build", "--detach", *FLAGS)
     assert f"it goes on without us: inv -H alice@{HOST} --image {TINY[1]} status" in left
-    wait_for(begun(here))
+    until(begun(here))
     seen = run(there, "carol", "--rootless", "status", *TINY, "--set", f"location={shown}")
     assert "is for the owner of LOCATION to see" in seen
     assert "alice as root (pid " in seen
@@ -40,13 +43,13 @@ def test_a_build_that_is_left_to_the_host_comes_home_with_the_same_bytes(
     assert "a build runs there already: alice as root" in again
     waits = cli.start("-H", f"root@{HOST}", "seal", *FLAGS, prefix=there.prefix, env=there.env)
     watcher = cli.start("-H", f"root@{HOST}", "attach", *TINY, prefix=there.prefix, env=there.env)
-    wait_for(lambda: str(there.processes()).count("__main__.py serve") >= 2)
+    until(lambda: str(there.processes()).count("__main__.py serve") >= 2)
     os.killpg(watcher.pid, signal.SIGINT)  # the lid is shut: what goes on there does not mind
-    watcher.communicate(timeout=60)
+    watcher.communicate(timeout=LONG)
     told = run(there, "alice", "attach", *TINY, "--to", str(tmp_path))
     states = cli.states(told.replace(f"alice@{HOST} | ", ""))
     assert {states[name] for name in (*STEPS, "disk")} == {"built"}
-    other, _ = waits.communicate(timeout=120)
+    other, _ = waits.communicate(timeout=LONG)
     assert waits.returncode == 0, other
     assert f"waiting: {shown} is in use by alice as root" in other
     assert "finished after" in run(there, "alice", "status", *TINY)
@@ -129,40 +132,49 @@ def test_hosts_build_side_by_side_what_each_is_told(
     shutil.rmtree(there.folder / "images/second")
 
 
-def test_an_image_is_verified_where_it_lies(ready: tuple[str, ...], there: Buildhost, tmp_path: Path) -> None:
-    """The guest runs there, the report comes home."""
-    told = run(there, "alice", "verify", *ready, "--set", "firmware=bios", "--to", str(tmp_path))
-    assert f"report {tmp_path}/tiny.verify.json" in told
-    (guest,) = json.loads((tmp_path / "tiny.verify.json").read_text())["guests"]
-    assert guest["firmware"] == "bios"
+@pytest.fixture
+def sector_disk(there: Buildhost) -> Iterator[tuple[str, ...]]:
+    """An image there whose only sector panics as a kernel would; returns the flags that mean it."""
+    folder = there.folder / "images/sector"
+    folder.mkdir()
+    disk(folder / "tiny.img", sector("\nLinux version 6.1 (me)\nKernel panic - not syncing: on purpose\n"))
+    yield (*FLAGS, "--set", "location=/var/lib/images/sector", "--set", "firmware=bios")
+    shutil.rmtree(folder)
+
+
+def test_an_image_is_verified_where_it_lies(sector_disk: tuple[str, ...], there: Buildhost) -> None:
+    """The guest runs there, and what it said last is told here."""
+    line = ("-H", f"alice@{HOST}", "verify", *sector_disk)
+    said = cli.refuse(*line, prefix=there.prefix, env=there.env)
+    assert f"error: alice@{HOST}: bios: the kernel panicked (phase: kernel" in said
+    assert "Kernel panic - not syncing: on purpose" in said
+    log = there.folder / "images/sector/logs/serial-raw-bios.log"
+    assert f"/var/lib/{log.relative_to(there.folder)}" in said
+    assert b"Linux version 6.1 (me)" in log.read_bytes()
     there.wait_until_empty()
 
 
 def test_an_image_is_rehearsed_where_it_lies(
-    ready: tuple[str, ...], there: Buildhost, tmp_path: Path
+    sector_disk: tuple[str, ...], there: Buildhost, tmp_path: Path
 ) -> None:
     """The scripts go there and have no name any more when the machine runs, the report comes home."""
 
     def lent() -> list[str]:
         return there.inside("find", "/var/tmp", "-name", "systemvm-lent*").split()
 
-    scripts, logs = standin.served(tmp_path / "vms"), there.folder / "images/ready/logs"
-    line = ("rehearse", "--scripts", str(scripts), *ready, "--to", str(tmp_path))
+    scripts, logs = standin.served(tmp_path / "vms"), there.folder / "images/sector/logs"
+    line = ("rehearse", "--scripts", str(scripts), *sector_disk, "--to", str(tmp_path))
     client = start(there, "alice", *line)
-    wait_for(lambda: list(logs.glob("serial-rehearse-*")))
+    until(lambda: list(logs.glob("serial-rehearse-*")))
     assert lent() == []
     os.killpg(client.pid, signal.SIGKILL)
-    client.communicate(timeout=60)
+    client.communicate(timeout=LONG)
     there.wait_until_empty()
     done = cli.inv("-H", f"alice@{HOST}", *line, prefix=there.prefix, env=there.env)
     assert done.returncode == 1
-    # This image is no CloudStack's: it has no folder for a boot line.
     told = json.loads((tmp_path / "tiny.rehearsal.json").read_text())
-    assert [(step["name"], step["state"]) for step in told["steps"]] == [
-        ("guest agent answers", "ok"),
-        ("boot line", "FAIL"),
-    ]
-    assert "guest-file-open" in done.stdout
+    assert [(step["name"], step["state"]) for step in told["steps"]] == [("guest agent answers", "FAIL")]
+    assert "the kernel panicked" in done.stdout
     assert lent() == []
     there.wait_until_empty()
 
@@ -174,9 +186,9 @@ def test_fetching_goes_on_where_it_was_cut_off(
         return [path for path in tmp_path.glob(".tiny.img.*.part") if path.stat().st_size > least]
 
     client = start(there, "root", "build", *ready, "--to", str(tmp_path))
-    wait_for(lambda: parts(1 << 24))
+    until(lambda: parts(1 << 24))
     os.killpg(client.pid, signal.SIGKILL)
-    client.communicate(timeout=60)
+    client.communicate(timeout=LONG)
     there.wait_until_empty()
     (part,) = parts(1 << 24)
     kept = part.stat()
@@ -212,7 +224,7 @@ def test_a_build_without_us_is_cancelled_at_once(tiny: Built, there: Buildhost) 
     shown, here = provide(tiny, there, "carol", "cancelled")
     flags = (*FLAGS, "--set", f"location={shown}")
     run(there, "carol", "--rootless", "build", "--detach", *flags)
-    wait_for(begun(here))
+    until(begun(here))
     assert "cancelled" in run(there, "carol", "--rootless", "cancel", *flags)
     there.wait_until_empty(10)
     assert is_free(here)

@@ -27,6 +27,7 @@ from tests import cli
 from tests.buildhost import Buildhost
 from tests.images import Built, link, sha256
 from tests.remote.clients import FLAGS, is_free, start
+from tests.waiting import LONG, Deadline
 
 pytestmark = pytest.mark.remote
 
@@ -87,7 +88,7 @@ class Site:
     def undisturbed(self, *arguments: str) -> str:
         """Run one to its good end."""
         client = self.run(*arguments)
-        said, _ = client.communicate(timeout=600)
+        said, _ = client.communicate(timeout=LONG)
         assert client.returncode == 0, said
         return said
 
@@ -124,19 +125,19 @@ def strike(client: subprocess.Popen[str], dice: random.Random) -> str:
 
 
 def assert_nothing_left(site: Site, before: Sequence[int]) -> None:
-    limit = time.monotonic() + 40
+    deadline = Deadline(40)
     while left := below(os.getpid(), before):
         for pid in left:
             with contextlib.suppress(ChildProcessError):
                 os.waitpid(pid, os.WNOHANG)
-        assert time.monotonic() < limit, [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in left]
+        assert not deadline.over(), [Path(f"/proc/{pid}/cmdline").read_bytes() for pid in left]
         time.sleep(0.1)
     if site.there:
         site.there.wait_until_empty()
     assert str(site.here) not in Path("/proc/self/mounts").read_text()
     # A process of several threads is a zombie before the last of them has let go of its files.
     while (site.here / "lock").exists() and not is_free(site.here):
-        assert time.monotonic() < limit, "somebody holds LOCATION"
+        assert not deadline.over(), "somebody holds LOCATION"
         time.sleep(0.1)
 
 
@@ -169,7 +170,7 @@ def test_chaos(seed: int, tiny: Built, there: Buildhost, tmp_path: Path) -> None
         client = site.run(*line)
         time.sleep(dice.uniform(0, seconds))  # the moment is what varies
         what = strike(client, dice)
-        said, _ = client.communicate(timeout=300)
+        said, _ = client.communicate(timeout=LONG)
         struck += what != "too late"
         print(f"{number}: {site.location} {line[0]}: {what}: exit {client.returncode}", flush=True)
         if "SIGINT" not in what:  # Python itself shows one that comes while it starts

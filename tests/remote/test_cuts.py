@@ -14,11 +14,12 @@ import pytest
 
 from tests import cli
 from tests.boot.guest import disk, sector
-from tests.buildhost import HOST, USERS, Buildhost, wait_for
+from tests.buildhost import HOST, USERS, Buildhost
 from tests.images import TINY, Built, link
 from tests.remote.clients import ALL, FLAGS, begun, is_free, provide, start, whereabouts
+from tests.waiting import LONG, until
 
-pytestmark = pytest.mark.remote
+pytestmark = [pytest.mark.remote, pytest.mark.waits]
 
 
 def cut(how: str, there: Buildhost, clients: list[subprocess.Popen[str]]) -> None:
@@ -36,7 +37,7 @@ def cut(how: str, there: Buildhost, clients: list[subprocess.Popen[str]]) -> Non
             stack.enter_context(there.silence())
         there.wait_until_empty()
         for client in clients:
-            said, _ = client.communicate(timeout=60)
+            said, _ = client.communicate(timeout=LONG)
             assert client.returncode != 0
             assert how != "Ctrl-C" or client.returncode == 130
             if said and how == "no network":
@@ -48,7 +49,7 @@ def end(client: subprocess.Popen[str]) -> None:
     """End one that a failure has left running."""
     if client.poll() is None:
         os.killpg(client.pid, signal.SIGKILL)
-        client.communicate(timeout=60)
+        client.communicate(timeout=LONG)
 
 
 HOWS = ("client -9", "session -9", "no network")
@@ -78,10 +79,22 @@ MOMENTS = {
     "a conversion": Moment(("convert.raw", "--set", "names.raw=tiny.bz2"), "tiny.bz2", ".tiny.bz2*.part"),
     "the way home": Moment(("build",), "", ".tiny.img.*.part"),
 }
-CUTS = [(how, moment) for how in HOWS for moment in MOMENTS]
+CUTS = [
+    ("client -9", "a first layer"),
+    ("session -9", "a layer on others"),
+    ("no network", "the disk"),
+    ("Ctrl-C", "a conversion"),
+    ("session -9", "the way home"),
+    ("no network", "a first layer"),
+]
+"""In every run: each way at least once, and each moment."""
+ALL_CUTS = [*((how, moment) for how in HOWS for moment in MOMENTS), ("Ctrl-C", "a first layer"), CUTS[3]]
 
 
-@pytest.mark.parametrize(("how", "moment"), [*CUTS, ("Ctrl-C", "a first layer"), ("Ctrl-C", "a conversion")])
+@pytest.mark.parametrize(
+    ("how", "moment"),
+    [pytest.param(*cut, marks=[] if cut in CUTS else [pytest.mark.soak(25)]) for cut in ALL_CUTS],
+)
 def test_nothing_is_left_of_a_build_that_is_cut_off(
     how: str, moment: str, finished: dict[str, Path], there: Buildhost, tmp_path: Path
 ) -> None:
@@ -111,7 +124,7 @@ def test_nothing_is_left_of_a_build_that_is_cut_off(
                     coming.remove(user)
             return not coming
 
-        wait_for(all_came, 120, lambda: f"never came: {coming}")
+        until(all_came, 120, lambda: f"never came: {coming}")
         cut(how, there, clients)
         for user, (_, here) in places.items():
             assert is_free(here)
@@ -119,7 +132,9 @@ def test_nothing_is_left_of_a_build_that_is_cut_off(
             assert not (tmp_path / user / "tiny.img").exists()
 
 
-@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize(
+    "how", [HOWS[0], *(pytest.param(how, marks=pytest.mark.soak(15)) for how in HOWS[1:])]
+)
 def test_nothing_is_left_of_a_shell_that_is_cut_off(
     how: str, ready: tuple[str, ...], there: Buildhost
 ) -> None:
@@ -127,13 +142,23 @@ def test_nothing_is_left_of_a_shell_that_is_cut_off(
     clients = [
         start(there, user, "shell", *ready, "--command", f"sleep 77{n}") for n, user in enumerate(users)
     ]
-    wait_for(lambda: all(f"sleep 77{number}" in str(there.processes()) for number in range(len(users))))
+    until(lambda: all(f"sleep 77{number}" in str(there.processes()) for number in range(len(users))))
     cut(how, there, clients)
     assert not list((there.folder / "images/ready").glob(".shell-*"))
 
 
-@pytest.mark.parametrize("verb", ["boot", "verify"])
-@pytest.mark.parametrize("how", HOWS)
+@pytest.mark.parametrize(
+    ("how", "verb"),
+    [
+        ("session -9", "boot"),
+        ("no network", "verify"),
+        *(
+            pytest.param(how, verb, marks=pytest.mark.soak(15))
+            for how, verb in (("client -9", "boot"), ("no network", "boot"), ("client -9", "verify"))
+        ),
+        pytest.param("session -9", "verify", marks=pytest.mark.soak(15)),
+    ],
+)
 def test_no_guest_outlives_who_started_it(how: str, verb: str, there: Buildhost) -> None:
     """A guest that never ends, for each of the four users."""
     clients = []
@@ -148,7 +173,7 @@ def test_no_guest_outlives_who_started_it(how: str, verb: str, there: Buildhost)
             stack.callback(shutil.rmtree, here)
             clients.append(start(there, user, verb, *TINY, "--set", f"location={shown}"))
             stack.callback(end, clients[-1])
-        wait_for(lambda: str(there.processes()).count("qemu-system-x86_64 -") >= len(ALL))
+        until(lambda: str(there.processes()).count("qemu-system-x86_64 -") >= len(ALL))
         cut(how, there, clients)
 
 
@@ -158,8 +183,8 @@ def test_ctrl_c_ends_the_work_on_every_host(tiny: Built, there: Buildhost) -> No
     hosts = f"root@{HOST},alice@{HOST}"
     line = ("-H", hosts, "debootstrap", *FLAGS, "--set", f"location={shown}")
     client = cli.start(*line, prefix=there.prefix, env=there.env)
-    wait_for(begun(here))
-    wait_for(lambda: str(there.processes()).count("__main__.py serve") >= 2)
+    until(begun(here))
+    until(lambda: str(there.processes()).count("__main__.py serve") >= 2)
     cut("Ctrl-C", there, [client])
     assert is_free(here)
     assert not list(here.glob("cache/*/debootstrap-*"))

@@ -16,9 +16,10 @@ import pytest
 
 from build.engine.hosts import host
 from tests import cli
-from tests.buildhost import HOST, KEPT, USERS, Buildhost, wait_for
+from tests.buildhost import HOST, KEPT, USERS, Buildhost
 from tests.images import TINY
 from tests.remote.clients import start
+from tests.waiting import LONG, until
 
 pytestmark = pytest.mark.remote
 CONFIG = ("config", *TINY)
@@ -314,11 +315,11 @@ def test_a_put_that_is_killed_leaves_no_half_a_pack(there: Buildhost) -> None:
     there.inside("nft", "add rule inet line in tcp dport 22 limit rate over 200 kbytes/second drop")
     client = start(there, "alice", *CONFIG)
     try:
-        wait_for(lambda: list(there.kept("alice").glob(".*/build")))
+        until(lambda: list(there.kept("alice").glob(".*/build")))
         (putting,) = [number for number, told in there.processes().items() if told.endswith(f"put {AGENT} ")]
         there.inside("kill", "-9", str(putting))
         os.killpg(client.pid, signal.SIGKILL)
-        client.communicate(timeout=60)
+        client.communicate(timeout=LONG)
     finally:
         there.inside("nft", "delete table inet line")
     there.wait_until_idle()

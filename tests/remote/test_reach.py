@@ -16,6 +16,7 @@ from tests import buildhost, cli, ordinary
 from tests.buildhost import HOST, JUMP, JUMP_PORT, PASSWORD, Buildhost
 from tests.images import TINY
 from tests.remote.clients import start
+from tests.waiting import until
 
 pytestmark = pytest.mark.remote
 CONFIG = ("config", *TINY)
@@ -259,7 +260,7 @@ def test_a_password_is_in_no_argv_there(there: Buildhost) -> None:
     hole = "add table inet hole; add chain inet hole in { type filter hook input priority 0 ; }"
     there.inside("nft", f"{hole}; add rule inet hole in tcp dport 81 drop")
     child = start(there, "bob", "resolve", *TINY, "--set", "debian_mirror=http://127.0.0.1:81")
-    buildhost.wait_for(lambda: "agent/__main__.py serve" in str(there.processes()))
+    until(lambda: "agent/__main__.py serve" in str(there.processes()))
     listed = (
         there.inside("ps", "axww", "-o", "args")
         + subprocess.run(["ps", "axwwe", "-o", "args"], capture_output=True, text=True, check=True).stdout

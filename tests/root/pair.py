@@ -17,7 +17,7 @@ import struct
 import subprocess
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,6 +26,7 @@ from typing import Any
 from build.engine.settings import Loaded
 from build.verbs import boot_line as params
 from tests import guest
+from tests.waiting import LONG, until
 
 GATEWAY = "10.1.1.1"
 """The address that follows the primary; the routers' own are those behind it."""
@@ -33,8 +34,6 @@ OWN = {"first": "10.1.1.2", "second": "10.1.1.3"}
 """Addresses of the two routers, of which the higher one wins when both are primary."""
 PRIVATE = {"10.1.1.2": "02:00:0a:01:01:02", "10.1.1.3": "02:00:0a:01:01:03", "10.1.1.9": "02:00:0a:01:01:09"}
 """MAC addresses by address in the guests' network: two routers and a client."""
-PATIENCE = 60.0
-"""Seconds after which something that should happen has not happened."""
 
 ROOT = """
 mount -t tmpfs -o mode=755 router "$1"
@@ -141,7 +140,7 @@ class Node:
     def start(self) -> None:
         """Start keepalived as Debian's unit does; an earlier one has ended."""
         if self.keepalived:
-            self.keepalived.wait(PATIENCE)
+            self.keepalived.wait(LONG)
         with (self.root / "var/log/keepalived.log").open("ab") as log:
             line = self.inside("keepalived", "--dont-fork", "--log-console", "--log-detail")
             self.keepalived = subprocess.Popen(line, stdin=subprocess.DEVNULL, stdout=log, stderr=log)
@@ -152,7 +151,7 @@ class Node:
         self.holder.communicate()
         if self.keepalived:
             self.keepalived.kill()
-            self.keepalived.wait(PATIENCE)
+            self.keepalived.wait(LONG)
 
     def processes(self) -> list[int]:
         """Every process of keepalived, its parent first."""
@@ -188,15 +187,6 @@ def _name(pid: int) -> str:
         return Path(f"/proc/{pid}/comm").read_text().strip()
     except FileNotFoundError:
         return ""
-
-
-def until(what: Callable[[], Any], told: Callable[[], str] = str, limit: float = PATIENCE) -> float:
-    """Wait until something holds; answers when it first did."""
-    end = time.monotonic() + limit
-    while not what():
-        assert time.monotonic() < end, f"does not come true within {limit} s\n{told()}"
-        time.sleep(0.02)
-    return time.monotonic()
 
 
 # The wire ------------------------------------------------------------------------------------------
@@ -314,7 +304,7 @@ class Wire:
             if isinstance(said, Advert) and said.source == source and since <= said.at <= to and said.priority
         ]
 
-    def advert(self, source: str, since: float, limit: float = PATIENCE) -> Advert:
+    def advert(self, source: str, since: float, limit: float = LONG) -> Advert:
         """The first advertisement of a router from some time on; waits for it."""
         with self._more:
             came = self._more.wait_for(lambda: self.adverts(source, since), limit)
@@ -404,8 +394,8 @@ class Pair:
         master.start()
         self.wire.advert(self.address(master), began)
         backup.start()
-        until(lambda: "Entering BACKUP STATE" in backup.log(), backup.log)
-        until(lambda: (master.state, backup.state) == ("PRIMARY", "BACKUP"), self.told)
+        until(lambda: "Entering BACKUP STATE" in backup.log(), say=backup.log)
+        until(lambda: (master.state, backup.state) == ("PRIMARY", "BACKUP"), say=self.told)
         self.client.run("bash", "-c", f"echo >/dev/udp/{GATEWAY}/9")  # asks who has that address
 
     def told(self) -> str:

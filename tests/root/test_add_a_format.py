@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import gzip
-import hashlib
-import subprocess
 from pathlib import Path
 
 import pytest
@@ -16,147 +13,92 @@ from tests.images import TINY, Built, link, sha256
 
 pytestmark = pytest.mark.root
 
-MODULE = '''"""What Google Cloud imports: image.raw, whole GiB, in a tar of GNU's old form inside gzip.
-
-Source: Google Cloud, Compute Engine, "Manually import boot disks", on the image file.
-"""
+MODULE = '''"""A raw disk with a sector behind it that says so: as small as a format can be."""
 
 from __future__ import annotations
 
-import tarfile
-from collections.abc import Iterator
-
-from build.formats.lib import pieces
+from build.formats import raw
 from build.formats.lib.errors import Unsupported
-from build.formats.lib.findings import Damaged, Finding, at
 from build.formats.lib.format import Format, Kind, Machine, Match, Options, Target
-from build.formats.lib.inner import Inner
 from build.formats.lib.reader import BoundedReader
-from build.formats.lib.writer import Units, put
-from build.formats.raw import RawDisk
+from build.formats.lib.writer import put
 
-BLOCK = 512
-RECORD = 20 * BLOCK
-GIB = 1 << 30
-MEMBER = "image.raw"
-GOOGLE = "Google Cloud"
+TAIL = b"TAILED DISK".ljust(512, b"\\0")
 
 
-def check_size(size: int) -> None:
-    """Raise Unsupported for a disk that Google Cloud does not import."""
-    if size % GIB or not size:
-        raise Unsupported(f"{GOOGLE} takes whole GiB, the disk has {size} bytes", "set SIZE to 1024 or 2048")
-
-
-class GcpWriter:
-    """Writes the disk sparse behind the header of its only member."""
-
-    codec = None
-
-    def __init__(self, target: Target) -> None:
-        check_size(target.size)
-        self.file, self.size, self.epoch = target.file, target.size, target.epoch
-
-    def add(self, index: int, data: bytes, units: Units) -> None:
-        """Write what is not zero in a piece."""
-        for number, unit in enumerate(pieces.units(data)):
-            if unit is not None:
-                put(self.file, BLOCK + index * pieces.PIECE + number * pieces.UNIT, unit)
+class TailWriter(raw.RawWriter):
+    """Writes the disk, then the sector."""
 
     def close(self, seed: str) -> None:
-        """Write the header, and zeros up to a whole record."""
-        info = tarfile.TarInfo(MEMBER)
-        info.size, info.mtime = self.size, self.epoch
-        put(self.file, 0, info.tobuf(tarfile.GNU_FORMAT))
-        self.file.truncate(-(-(BLOCK + self.size + 2 * BLOCK) // RECORD) * RECORD)
+        """Finish the file."""
+        super().close(seed)
+        put(self.file, self.size, TAIL)
 
 
 def disk(reader: BoundedReader) -> BoundedReader:
-    """The disk inside; Damaged when there is none."""
-    try:
-        info = tarfile.TarInfo.frombuf(reader.read(0, BLOCK), "utf-8", "surrogateescape")
-    except tarfile.HeaderError as error:
-        raise Damaged(at(0), f"no tar header: {error}", GOOGLE) from None
-    if info.name != MEMBER:
-        raise Damaged(at(0), f"the archive does not begin with {MEMBER}", GOOGLE)
-    return reader.window(BLOCK, info.size)
-
-
-def inner(reader: BoundedReader) -> tuple[Inner, ...]:
-    """The disk, for whoever opens an archive."""
-    return (Inner(MEMBER, (disk(reader),)),)
-
-
-class GcpDisk(RawDisk):
-    """Reads the disk inside."""
-
-    def __init__(self, reader: BoundedReader) -> None:
-        super().__init__(disk(reader))
-
-
-def lint(reader: BoundedReader) -> Iterator[Finding]:
-    """Check that Google Cloud takes it."""
-    if disk(reader).size % GIB:
-        yield Finding("error", at(124), "the disk is no whole number of GiB", GOOGLE, "convert it again")
-    if reader.read(257, 8) != b"ustar  \\0":
-        yield Finding("error", at(257), "the tar is not of GNU's old form", GOOGLE, "tar --format=oldgnu")
+    """Return the disk alone."""
+    return reader.window(0, reader.size - len(TAIL))
 
 
 def _recognize(reader: BoundedReader, head: bytes) -> Match:
-    return Match.CERTAIN if head.startswith(MEMBER.encode() + b"\\0") else Match.NO
+    start = reader.size - len(TAIL)
+    return Match.CERTAIN if start > 0 and reader.read(start, len(TAIL)) == TAIL else Match.NO
 
 
-def _write(target: Target, options: Options) -> GcpWriter:
-    return GcpWriter(target)
+def _write(target: Target, options: Options) -> TailWriter:
+    return TailWriter(target.file, target.size)
+
+
+def _check_size(size: int) -> None:
+    if size % (1 << 24):
+        raise Unsupported("a tailed disk has whole 16 MiB", "set SIZE to 1024")
 
 
 KIND = Kind(
-    name="gcp",
-    suffix="tar",
+    name="tail",
+    suffix="tail",
     version=1,
     driver="raw",
     recognize=_recognize,
     write=_write,
-    read=GcpDisk,
-    lint=lint,
-    check_size=check_size,
-    inner=inner,
+    read=lambda reader: raw.RawDisk(disk(reader)),
+    lint=lambda reader: raw.lint(disk(reader)),
+    check_size=_check_size,
 )
 FORMATS = (
     Format(
-        name="gcp",
-        help="image.raw in a tar for Google Cloud",
+        name="tail",
+        help="a disk with a tail",
         kind=KIND,
-        file="{imagename}-gcp.tar.gz",
-        machine=Machine("virtio-scsi", "virtio", ("bios", "uefi")),
+        file="{imagename}.tail",
+        machine=Machine("virtio", "virtio"),
     ),
 )
 '''
-ROW = "| `convert.gcp` | Google Cloud | `IMAGENAME-gcp.tar.gz` | `image.raw` in a tar of GNU's old form |\n"
+ROW = "| `convert.tail` | nobody | `IMAGENAME.tail` | the disk, and a sector behind it |\n"
 
 
 def test_a_format_is_a_file_and_a_row(copy: Path, tiny: Built, tmp_path: Path) -> None:
-    (copy / "build/formats/gcp.py").write_text(MODULE)
+    (copy / "build/formats/tail.py").write_text(MODULE)
     replace(copy / "docs/formats.md", "| `convert.raw` |", f"{ROW}| `convert.raw` |")
 
     location = tmp_path / "location"
     link(tiny.location, location)
     flags = (*TINY, "--frozen", "--set", f"location={location}")
-    assert "image.raw in a tar for Google Cloud" in cli.succeed("--list", checkout=copy)
-    cli.succeed("convert.gcp", *flags, checkout=copy)
+    assert "a disk with a tail" in cli.succeed("--list", checkout=copy)
+    cli.succeed("convert.tail", *flags, checkout=copy)
 
-    image, made = location / "tiny.img", location / "tiny-gcp.tar.gz"
-    with gzip.open(made) as packed:
-        assert packed.read(265)[257:] == b"ustar  \0"
-    unpack = subprocess.run(["tar", "-xzOf", made, "image.raw"], capture_output=True, check=True)
-    assert hashlib.sha256(unpack.stdout).hexdigest() == sha256(image)
+    made = location / "tiny.tail"
+    with made.open("rb") as file:
+        file.seek(1 << 30)
+        assert file.read() == b"TAILED DISK".ljust(512, b"\0")
     shown = cli.succeed("inspect", str(made), checkout=copy)
-    assert f"{made}: gcp inside gz\n" in shown
+    assert f"{made}: tail\n" in shown
     assert f"{1 << 30} bytes" in shown
-    with gzip.open(made) as packed:
-        (tmp_path / "cut.tar").write_bytes(packed.read(1 << 20))
-    assert "reach past the end" in cli.inv("inspect", str(tmp_path / "cut.tar"), checkout=copy).stdout
-    odd = (*flags, "--set", "size=1030", "--formats", "gcp")
-    assert "takes whole GiB" in cli.refuse("build", *odd, checkout=copy)
+    back = ("convert", "--from", str(made), "--formats", "raw", "--to", str(tmp_path / "back"))
+    cli.succeed(*back, checkout=copy)
+    assert sha256(tmp_path / "back/tiny.raw") == sha256(tiny.image)
+    odd = (*flags, "--set", "size=1030", "--formats", "tail")
+    assert "whole 16 MiB" in cli.refuse("build", *odd, checkout=copy)
 
     passes(copy, "unit/test_imports.py", "unit/test_formats_names.py", "unit/test_formats_convert.py")

@@ -189,7 +189,10 @@ def test_others_give_the_same_tree(
     assert lines(as_root.build(described(resolution, tool), LOOK)) == lines(reference)
 
 
-@pytest.mark.parametrize("tool", ["builtin", "mmdebstrap", "debootstrap"])
+@pytest.mark.parametrize(
+    "tool",
+    ["builtin", *(pytest.param(tool, marks=pytest.mark.soak(40)) for tool in ("mmdebstrap", "debootstrap"))],
+)
 def test_an_ordinary_user_gets_the_same_tree(
     reference: Path, tmp_path: Path, cache: Path, resolution: Resolution, tool: str
 ) -> None:

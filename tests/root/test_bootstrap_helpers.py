@@ -13,6 +13,7 @@ from pathlib import Path
 import pytest
 
 from build import debootstrap
+from tests.waiting import LONG
 
 pytestmark = pytest.mark.root
 
@@ -124,7 +125,7 @@ def test_calls_at_the_same_time_do_not_mix(perl: Front) -> None:
             for number in range(20)
         ]
         for number, one in enumerate(many):
-            out, _ = one.communicate(timeout=30)
+            out, _ = one.communicate(timeout=LONG)
             assert one.returncode == number
             assert f"{number}|{number}|" in out
 
@@ -150,7 +151,7 @@ def test_what_is_noted_is_done_beside(slow: Front) -> None:
         time.sleep(0.2)
         queue.write("rd\n")
     (slow.here / "done").touch()
-    out, _ = running.communicate(timeout=30)
+    out, _ = running.communicate(timeout=LONG)
     assert running.returncode == 0
     assert out.splitlines() == [
         "compile 5: -p one:amd64 /usr/lib/x.y -V 3.11-",
@@ -172,6 +173,6 @@ def test_the_first_that_fails_ends_it(slow: Front) -> None:
     slow.call("never")
     (slow.here / "done").touch()
     running = slow.start("run", "compile")
-    out, _ = running.communicate(timeout=30)
+    out, _ = running.communicate(timeout=LONG)
     assert running.returncode == 7
     assert out == "compile 1: fail\n"

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import shlex
 import subprocess
-import time
 from pathlib import Path
 
 import pytest
 
 from tests import cli
+from tests.waiting import until
 
 LINES = {
     "inv conf": {"config"},
@@ -63,6 +63,9 @@ def test_zsh(env: dict[str, str], tmp_path: Path) -> None:
         line = ["tmux", "-S", socket, "-f", "/dev/null", *words]
         return subprocess.run(line, env=env, check=True, capture_output=True, text=True).stdout
 
+    def shown() -> str:
+        return tmux("capture-pane", "-p")
+
     tmux("new-session", "-d", "-x", "80", "-y", "24", "zsh")
     try:
         for typed, wanted in {
@@ -74,10 +77,7 @@ def test_zsh(env: dict[str, str], tmp_path: Path) -> None:
             tmux("send-keys", "C-u")
             tmux("send-keys", "-l", typed)
             tmux("send-keys", "Tab")
-            limit = time.monotonic() + 30
-            while f"$ {wanted}" not in (shown := tmux("capture-pane", "-p")):
-                assert time.monotonic() < limit, shown
-                time.sleep(0.2)
+            until(lambda wanted=wanted: f"$ {wanted}" in shown(), 30, shown)  # type: ignore[misc]
     finally:
         tmux("kill-server")
 

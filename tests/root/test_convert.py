@@ -57,23 +57,27 @@ def independent(kind: str, path: Path) -> tuple[int, str]:
     return int(size), digest
 
 
-def disks(folder: Path) -> dict[str, Path]:
-    """Sparse, full, tiny and empty disks, all of whole 2 MiB."""
-    return {
-        "usual": usual(folder / "usual.img"),
-        "full": make(folder / "full.img", 10 * MIB, [(0, 10 * MIB, "noise")]),
-        "text": make(folder / "text.img", 70 * MIB, [(0, 70 * MIB, "text")]),
-        "tiny": make(folder / "tiny.img", 2 * MIB, [(0, 512, "text"), (2 * MIB - 512, 512, "noise")]),
-        "empty": make(folder / "empty.img", 40 * MIB, []),
-        "large": make(
-            folder / "large.img", 3 << 30, [(2 << 30, 100_000, "noise"), ((3 << 30) - 512, 512, "text")]
-        ),
-    }
+DISKS: dict[str, tuple[int, list[tuple[int, int, str]]]] = {
+    "full": (10 * MIB, [(0, 10 * MIB, "noise")]),
+    "text": (70 * MIB, [(0, 70 * MIB, "text")]),
+    "tiny": (2 * MIB, [(0, 512, "text"), (2 * MIB - 512, 512, "noise")]),
+    "empty": (40 * MIB, []),
+    "large": (3 << 30, [(2 << 30, 100_000, "noise"), ((3 << 30) - 512, 512, "text")]),
+}
+"""Size and content of disks, all of whole 2 MiB; beside them the usual one."""
+LONG = {"full": 15, "text": 20, "large": 40}
+"""Of which only the soak ring looks at these: seconds by name."""
 
 
-@pytest.mark.parametrize("which", ["usual", "full", "text", "tiny", "empty", "large"])
+@pytest.mark.parametrize(
+    "which",
+    [
+        pytest.param(name, marks=[pytest.mark.soak(LONG[name])] if name in LONG else [])
+        for name in ("usual", *DISKS)
+    ],
+)
 def test_qemu_and_the_libraries_see_the_raw_disk(which: str, tmp_path: Path) -> None:
-    disk = disks(tmp_path)[which]
+    disk = make(tmp_path / "disk.img", *DISKS[which]) if which in DISKS else usual(tmp_path / "disk.img")
     names = [name for name, row in ALL.items() if row["kind"] in DRIVERS and name != "qcow2-plain"]
     told = ask(disk, tmp_path / "out", [spec(name) for name in names])
     assert told["guest_sha256"] == run("sha256sum", disk).split()[0]

@@ -520,10 +520,10 @@ def test_the_manifest_tells_the_truth(image: Path) -> None:
 @pytest.mark.parametrize(
     ("mode", "overlay", "order"),
     [
-        ("root", True, "backwards"),
-        ("root", False, "forward"),
+        pytest.param("root", True, "backwards", marks=pytest.mark.soak(20)),
+        ("root", False, "backwards"),
         ("user", True, "backwards"),
-        ("user", False, "forward"),
+        pytest.param("user", False, "forward", marks=pytest.mark.soak(20)),
     ],
     ids=["root", "root-copy", "user", "user-copy"],
 )

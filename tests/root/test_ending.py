@@ -9,7 +9,6 @@ import signal
 import socket
 import subprocess
 import sys
-import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +19,7 @@ from build.engine.plan import Step
 from tests import cli
 from tests.agent import Agent, Refused, build, place
 from tests.images import TINY
+from tests.waiting import LONG, until
 
 pytestmark = pytest.mark.root
 MIB = 1 << 20
@@ -64,10 +64,7 @@ def group() -> Iterator[Path]:
             if (folder / swap).exists():
                 (folder / swap).write_text(str(limit))
     yield folder
-    deadline = time.monotonic() + 20
-    while (folder / "cgroup.procs").read_text():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(lambda: not (folder / "cgroup.procs").read_text(), 20)
     folder.rmdir()
 
 
@@ -140,7 +137,7 @@ def test_an_agent_that_a_signal_ended(sign: signal.Signals, tmp_path: Path) -> N
         with asked:
             (agent,) = children(client.pid)
             os.kill(agent, sign)
-            said, _ = client.communicate(timeout=60)
+            said, _ = client.communicate(timeout=LONG)
     assert client.returncode == 1
     error, hint = said.strip().splitlines()[-2:]
     assert error == f"error: the agent on this machine was lost: it was ended by {sign.name}"

@@ -14,6 +14,7 @@ import pytest
 
 from build.agent import enter, sandbox
 from tests.agent import CHECKOUT
+from tests.waiting import until
 
 pytestmark = pytest.mark.root
 BORROW = 'mount --bind /usr "$0/usr"; exec "$@"'
@@ -138,15 +139,10 @@ def test_a_link_in_place_of_a_folder_leads_no_further_than_the_tree(name: str, t
 def test_nothing_of_a_tree_outlives_who_entered_it(tree: Path) -> None:
     mark = f"mark-{os.getpid()}-{time.monotonic_ns()}"
     script = f"(exec -a {mark} sleep 100) & (exec -a {mark} setsid sleep 100) & wait"
-    limit = time.monotonic() + 60
     with subprocess.Popen(command(tree, "bash", "-c", script)) as entered:
-        while not there(mark):
-            assert time.monotonic() < limit
-            time.sleep(0.02)
+        until(lambda: there(mark))
         entered.send_signal(signal.SIGKILL)
-    while there(mark):
-        assert time.monotonic() < limit
-        time.sleep(0.02)
+    until(lambda: not there(mark))
     assert str(tree) not in Path("/proc/self/mounts").read_text()
 
 

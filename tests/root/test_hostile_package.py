@@ -274,7 +274,15 @@ def test_the_attempts_get_out_of_a_plain_chroot(
     (outside.folder / "open/written").unlink()
 
 
-@pytest.mark.parametrize("kind", ["root builtin", "user builtin", "root mmdebstrap", "root debootstrap"])
+@pytest.mark.parametrize(
+    "kind",
+    [
+        "root builtin",
+        "user builtin",
+        pytest.param("root mmdebstrap", marks=pytest.mark.soak(25)),
+        "root debootstrap",
+    ],
+)
 def test_no_script_gets_out_of_the_tree(
     kind: str, tmp_path: Path, cache: Path, hostile: Resolution, outside: Outside
 ) -> None:

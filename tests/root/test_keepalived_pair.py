@@ -6,6 +6,7 @@ What is measured is printed (`pytest -s`, and in each failure) and stands in doc
 
 from __future__ import annotations
 
+import os
 import signal
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -20,9 +21,10 @@ from build.keepalived_render import failover_bound
 from build.verbs import boot_line as params
 from tests import guest
 from tests.root import pair as pairs
-from tests.root.pair import GATEWAY, PRIVATE, Changes, Node, Pair, until
+from tests.root.pair import GATEWAY, PRIVATE, Changes, Node, Pair
+from tests.waiting import until
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.waits]
 
 MARGIN = 1.5
 """Seconds that a busy machine may be late; what a protocol forbids is still told from what it asks for."""
@@ -30,6 +32,15 @@ SKEW = failover_bound(0, 100)
 """Seconds after which a backup takes over from a master that said farewell: (256 - priority) / 256."""
 INTERVALS = (1, 2, 5)
 Result = TypeVar("Result")
+
+
+@pytest.fixture(autouse=True, scope="module")
+def first_in_line() -> Iterator[None]:
+    """What the others compute meanwhile must not show in times that are measured here."""
+    before = os.getpriority(os.PRIO_PROCESS, 0)
+    os.setpriority(os.PRIO_PROCESS, 0, -15)
+    yield
+    os.setpriority(os.PRIO_PROCESS, 0, before)
 
 
 @pytest.fixture
@@ -50,10 +61,10 @@ def takes_over(pair: Pair, gone: Node, since: float, bound: float) -> float:
     peer = pair.other(gone)
     took = pair.wire.advert(pair.address(peer), since).at - since
     assert took <= bound + MARGIN, pair.told()
-    until(lambda: GATEWAY in peer.addresses(pair.device), pair.told)
-    until(lambda: pair.learned() == PRIVATE[pair.address(peer)], pair.told)
-    until(lambda: peer.state == "PRIMARY", pair.told)
-    until(lambda: peer.up(public(pair)), pair.told)
+    until(lambda: GATEWAY in peer.addresses(pair.device), say=pair.told)
+    until(lambda: pair.learned() == PRIVATE[pair.address(peer)], say=pair.told)
+    until(lambda: peer.state == "PRIMARY", say=pair.told)
+    until(lambda: peer.up(public(pair)), say=pair.told)
     return took
 
 
@@ -65,9 +76,9 @@ def public(pair: Pair) -> str:
 def comes_back(pair: Pair, router: Node) -> None:
     """Start a router's keepalived again; it becomes the backup and gives up what it had."""
     router.start()
-    until(lambda: GATEWAY not in router.addresses(pair.device), pair.told)
-    until(lambda: router.state == "BACKUP", pair.told)
-    until(lambda: not router.up(public(pair)), pair.told)
+    until(lambda: GATEWAY not in router.addresses(pair.device), say=pair.told)
+    until(lambda: router.state == "BACKUP", say=pair.told)
+    until(lambda: not router.up(public(pair)), say=pair.told)
 
 
 # --- failover --------------------------------------------------------------------------------------
@@ -95,9 +106,9 @@ def test_a_backup_takes_over_in_time_and_not_before(stack: ExitStack, tmp_path: 
         port = f"first{pair.device[3:]}"
         pair.switch.ip("link", "set", port, "down")
         cut = takes_over(pair, pair.first, time.monotonic(), bound)
-        until(lambda: pair.first.state == "FAULT", pair.told)
+        until(lambda: pair.first.state == "FAULT", say=pair.told)
         pair.switch.ip("link", "set", port, "up")
-        until(lambda: pair.first.state == "BACKUP", pair.told)
+        until(lambda: pair.first.state == "BACKUP", say=pair.told)
         assert pair.holders() == ["second"]
         return [killed, cut, asked]
 
@@ -138,12 +149,12 @@ def test_an_interval_of_two_survives_a_live_migration_and_one_does_not(
                 assert pair.holders() == [master.name]
                 return False, 0.0
             # The higher address wins: that one goes on, the other one gives the gateway back.
-            until(lambda: changes["first"].gone(GATEWAY, frozen), pair.told)
+            until(lambda: changes["first"].gone(GATEWAY, frozen), say=pair.told)
             ended = changes["first"].gone(GATEWAY, frozen)
             assert ended
-            until(lambda: pair.holders() == ["second"], pair.told)
-            until(lambda: (pair.first.state, pair.second.state) == ("BACKUP", "PRIMARY"), pair.told)
-            until(lambda: pair.learned() == PRIVATE["10.1.1.3"], pair.told)
+            until(lambda: pair.holders() == ["second"], say=pair.told)
+            until(lambda: (pair.first.state, pair.second.state) == ("BACKUP", "PRIMARY"), say=pair.told)
+            until(lambda: pair.learned() == PRIVATE["10.1.1.3"], say=pair.told)
             return True, ended - thawed
 
     cases = [(1, False), (1, True), (2, False), (2, True)]
@@ -226,7 +237,7 @@ def test_a_split_pair_says_why(stack: ExitStack, tmp_path: Path) -> None:
         for router in pair.routers:
             pair.wire.advert(pair.address(router), 0)
         for router in pair.routers:
-            until(lambda router=router: router.state == "PRIMARY", pair.told)  # type: ignore[misc]
+            until(lambda router=router: router.state == "PRIMARY", say=pair.told)  # type: ignore[misc]
         ignored = [router for router in pair.routers if diagnosed(router) == 1]
         assert ignored, pair.told()
         for router in ignored:
@@ -246,7 +257,7 @@ def test_a_pair_comes_together_after_a_cut_that_nobody_noticed(stack: ExitStack,
     pair = pairs.make(stack, tmp_path / "pair", pairs.lines("router", "1"))
     pair.settle(pair.first, pair.second)
     pair.switch.ip("link", "set", "second0", "nomaster")
-    until(lambda: pair.second.state == "PRIMARY", pair.told)
+    until(lambda: pair.second.state == "PRIMARY", say=pair.told)
     assert pair.holders() == ["first", "second"]
     healed = time.monotonic()
     pair.switch.ip("link", "set", "second0", "master", "guests")
@@ -255,14 +266,14 @@ def test_a_pair_comes_together_after_a_cut_that_nobody_noticed(stack: ExitStack,
     def deaf() -> bool:
         return pair.first.log().count("already processed") > 2
 
-    until(lambda: pair.holders() == ["second"] or deaf(), pair.told)
+    until(lambda: pair.holders() == ["second"] or deaf(), say=pair.told)
     if deaf():
         assert pair.first.run("/usr/local/sbin/systemvm", "check-heartbeat").returncode == 0
         assert "the pair is split" in pair.first.text("/var/log/cloud.log")
         assert pair.first.text("/run/restarts").splitlines()[-1] == "restart --no-block keepalived"
         pair.first.signal(signal.SIGTERM)  # what systemd does then
         comes_back(pair, pair.first)
-    until(lambda: pair.holders() == ["second"], pair.told)
+    until(lambda: pair.holders() == ["second"], say=pair.told)
     since = time.monotonic()
     pair.wire.advert("10.1.1.3", since + failover_bound(1, 100))
     assert not pair.wire.adverts("10.1.1.2", since)

@@ -14,6 +14,7 @@ from build.engine import plan
 from build.engine.plan import Step
 from tests.agent import Agent, build, layer_request, place
 from tests.root.test_layers import BASE, borrowing
+from tests.waiting import until
 
 pytestmark = pytest.mark.root
 
@@ -37,10 +38,7 @@ def ours(mark: str) -> list[str]:
 
 
 def wait_until_gone(mark: str) -> None:
-    limit = time.monotonic() + 30
-    while ours(mark):
-        assert time.monotonic() < limit, f"still running: {ours(mark)}"
-        time.sleep(0.05)
+    until(lambda: not ours(mark), 30, lambda: f"still running: {ours(mark)}")
 
 
 def start_slow(agent: Agent, location: Path, mark: str) -> None:

@@ -20,6 +20,7 @@ from tests import cli, mirror
 from tests.images import Built
 from tests.mirror import Deb, Key, Mirror
 from tests.root.test_json import documented
+from tests.root.test_layers import ODD
 
 pytestmark = pytest.mark.root
 DAY = 86400
@@ -328,13 +329,15 @@ def test_one_store_serves_several_locks(locked: Place) -> None:
     assert "there is no lock" in locked.refuse("fetch", "--locks", "nowhere.lock")
 
 
+@pytest.mark.slow(25, reason="a whole build")
 def test_what_is_locked_is_built_without_a_network_and_has_the_same_bytes(
     tiny: Built, tmp_path: Path
 ) -> None:
+    """In a LOCATION of an odd name besides."""
     shutil.copytree(cli.CHECKOUT / "config", tmp_path / "config", symlinks=True)
     image = ("--image", str(tmp_path / "config/tiny.yaml"))
     cli.succeed("lock", *image, "--set", f"location={tiny.location}")
-    other = tmp_path / "other"
+    other = tmp_path / "o t" / ODD
     flags = (*image, "--set", f"location={other}")
     shutil.copytree(tiny.location / "debs", other / "debs", copy_function=os.link)
     shown = cli.succeed("build", "--offline", *flags, prefix=("unshare", "--net"))

@@ -49,7 +49,7 @@ class Watch:
     """Of what agents have started."""
 
     def look(self) -> None:
-        for name in (".tiny.img.part/tiny.img", ".tiny.qcow2.part", "tiny.qcow2"):
+        for name in (".tiny.img.part/tiny.img", ".tiny.vhdx.part", "tiny.vhdx"):
             with contextlib.suppress(FileNotFoundError):
                 self.modes.setdefault(name, set()).add(mode(self.location / name))
         agents: set[int] = set()
@@ -115,7 +115,7 @@ def closed(tiny: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Cl
     location = tmp_path_factory.mktemp("closed") / "location"
     flags = linked(tiny, location)
     with watching(location) as watch:
-        shown = cli.succeed("build", "--formats", "qcow2", *flags, env=ENV)
+        shown = cli.succeed("build", "--formats", "vhdx", *flags, env=ENV)
     image = location / "tiny.img"
     built = Built(location, image, shown)
     for line in (
@@ -161,8 +161,8 @@ def test_hashes_that_libxcrypt_makes_are_taken_unless_it_calls_them_legacy(prefi
 def test_it_is_its_owners_alone_from_the_first_byte(tiny: Built, closed: Closed) -> None:
     assert closed.watch.modes == {
         ".tiny.img.part/tiny.img": {0o600},
-        ".tiny.qcow2.part": {0o600},
-        "tiny.qcow2": {0o600},
+        ".tiny.vhdx.part": {0o600},
+        "tiny.vhdx": {0o600},
     }
     assert mode(closed.built.image) == 0o600
     assert mode(closed.built.location / "secret") == 0o600
@@ -256,14 +256,14 @@ def test_without_the_password_its_files_stay_closed_and_a_new_image_is_open(
     closed: Closed, tiny: Built
 ) -> None:
     flags = (*closed.built.flags, "--frozen")
-    made = closed.built.location / "tiny.qcow2"
+    made = closed.built.location / "tiny.vhdx"
     made.unlink()
-    cli.succeed("convert.qcow2", *flags)
+    cli.succeed("convert.vhdx", *flags)
     assert mode(made) == 0o600
     before = (closed.built.image.stat(), sha256(closed.built.image))
     assert cli.states(cli.succeed("disk", *flags, env=ENV))["disk"] == "cached"
     assert (closed.built.image.stat(), sha256(closed.built.image)) == before
-    told = cli.succeed("build", "--formats", "qcow2", *flags)
+    told = cli.succeed("build", "--formats", "vhdx", *flags)
     assert "0600" not in told
     assert (mode(closed.built.image), mode(made)) == (0o644, 0o644)
     assert sha256(closed.built.image) == sha256(tiny.image)

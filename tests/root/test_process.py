@@ -2,29 +2,26 @@
 
 from __future__ import annotations
 
-import time
 from pathlib import Path
 
 import pytest
 
 from build.agent import process
 from build.agent.events import Failure
+from tests.waiting import Deadline, until
 
 
 def wait_until_gone(pid: int) -> None:
     """Wait for a process to end, or to be a zombie until whoever inherited it looks."""
     status = Path("/proc", str(pid), "status")
-    deadline = time.monotonic() + 10
-    while status.exists() and "State:\tZ" not in status.read_text():
-        assert time.monotonic() < deadline
-        time.sleep(0.05)
+    until(lambda: not status.exists() or "State:\tZ" in status.read_text())
 
 
 def test_what_a_command_leaves_running_neither_holds_us_up_nor_stays(tmp_path: Path) -> None:
     """As a helper of `unshare --map-auto` does that lost its parent: it keeps the descriptors for ever."""
-    started = time.monotonic()
+    deadline = Deadline(30)
     done = process.run(["sh", "-c", f"sleep 300 & echo $! >{tmp_path}/pid; echo said; echo told >&2"])
-    assert time.monotonic() - started < 30
+    assert not deadline.over()
     assert (done.stdout, done.stderr, done.returncode) == ("said\n", "told\n", 0)
     wait_until_gone(int((tmp_path / "pid").read_text()))
 
