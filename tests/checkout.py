@@ -13,12 +13,17 @@ from tests import cli
 
 @pytest.fixture
 def copy(tmp_path: Path) -> Path:
-    """The checkout as git knows it, or would, with this one's Python packages."""
+    """A copy of the checkout, which the test may change."""
+    return copied(tmp_path)
+
+
+def copied(parent: Path) -> Path:
+    """Copy the checkout as git knows it, or would, with this one's Python packages; return the folder."""
     names = subprocess.run(
         ["git", "ls-files", "-z", "--cached", "--others", "--exclude-standard"],
         cwd=cli.CHECKOUT, capture_output=True, check=True,
     ).stdout  # fmt: skip
-    folder = tmp_path / "checkout"
+    folder = parent / "checkout"
     folder.mkdir()
     there = b"\0".join(
         name for name in names.split(b"\0") if name and (cli.CHECKOUT / name.decode()).exists()
