@@ -20,12 +20,14 @@ from pathlib import Path
 
 from passlib.hash import sha512_crypt
 
+from tests import ordinary
 from tests.waiting import until
 
 CHECKOUT = Path(__file__).resolve().parents[1]
 PASSWORD = "geheim $x' 7"
-USERS = {"alice": 54401, "bob": 54402, "carol": 54403}
-"""May use sudo freely; with a password; not at all."""
+USERS = {"alice": 54401, "bob": 54402, "carol": ordinary.UID}
+"""May use sudo freely; with a password; not at all, and owns what the ordinary user here built."""
+SUBIDS = {"alice": "200000:65536", "bob": "265536:65536", "carol": ordinary.SUBIDS}
 SUDOERS = """Defaults env_reset, use_pty
 Defaults secure_path="/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin"
 root ALL=(ALL:ALL) ALL
@@ -250,12 +252,13 @@ def _make_users(folder: Path, public: str, tree: Path) -> None:
     tables = {name: Path(tree, "etc", name).read_text() for name in ("passwd", "group", "shadow")}
     hashed = sha512_crypt.using(rounds=1000).hash(PASSWORD)
     for name, uid in USERS.items():
-        tables["passwd"] += f"{name}:x:{uid}:{uid}::/home/{name}:/bin/bash\n"
-        tables["group"] += f"{name}:x:{uid}:\n"
+        # First, because the number may belong to somebody on this machine.
+        tables["passwd"] = f"{name}:x:{uid}:{uid}::/home/{name}:/bin/bash\n" + tables["passwd"]
+        tables["group"] = f"{name}:x:{uid}:\n" + tables["group"]
         tables["shadow"] += f"{name}:{hashed if name == 'bob' else '*'}:19000:0:99999:7:::\n"
         (folder / "home" / name).mkdir(mode=0o755)
         os.chown(folder / "home" / name, uid, uid)
-    sub = "".join(f"{name}:{number * 65536 + 200000}:65536\n" for number, name in enumerate(USERS))
+    sub = "".join(f"{name}:{ids}\n" for name, ids in SUBIDS.items())
     tables |= {"subuid": sub, "subgid": sub, "sudoers": SUDOERS}
     for name, text in tables.items():
         (folder / "etc" / name).write_text(text)

@@ -21,6 +21,7 @@ from build.engine.rings import NOTHING_RAN, PRIVILEGED, RINGS
 from tests import cli, clock, schedule
 from tests.images import system as system  # for every ring that needs a built image
 from tests.images import tiny as tiny
+from tests.images import tiny_of_user as tiny_of_user
 from tests.soak import slice_of
 
 HERE = Path(__file__).resolve().parent

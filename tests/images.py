@@ -17,7 +17,7 @@ from typing import Any
 import pytest
 
 from build import STEPS as STEPS
-from tests import cli
+from tests import cli, ordinary
 
 TINY = ("--image", "config/tiny.yaml")
 
@@ -134,3 +134,23 @@ def tiny(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
         link(place / "location", location)
         yield Built(location, location / "tiny.img", (place / "output").read_text())
         remove(location, TINY)
+
+
+@pytest.fixture(scope="session")
+def tiny_of_user(tiny: Built, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Built]:
+    """The same, built by an ordinary user who is careful: what he makes is his alone."""
+
+    def build(place: Path) -> None:
+        location, tables = copied_resolution(tiny, place / "location"), place / "tables"
+        tables.mkdir()
+        for path in (location, *location.rglob("*")):
+            os.chown(path, ordinary.UID, ordinary.UID)
+        careful = ["bash", "-c", 'umask 077; exec "$@"', "careful"]
+        flags = (*TINY, "--frozen", "--set", f"location={location}")
+        (place / "output").write_text(
+            cli.succeed("build", *flags, prefix=[*ordinary.prefix(tables, location), *careful])
+        )
+
+    with shared(tmp_path_factory, "tiny-of-user", build) as place:
+        location = place / "location"
+        yield Built(location, location / "tiny.img", (place / "output").read_text())

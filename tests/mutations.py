@@ -84,8 +84,8 @@ MUTATIONS = {
     ),
     "guest": Mutation(
         "config/rootfs/usr/local/lib/systemvm/setup.py",
-        '    listen = f"ListenAddress {nic.address.ip}" if nic.address and own else "#ListenAddress 0.0.0.0"\n',
-        '    listen = "#ListenAddress 0.0.0.0"\n',
+        'listen = f"ListenAddress {nic.address.ip}" if nic.address and own else',
+        'listen = "" if nic.address and own else',
         ("tests/root/test_system_vms.py", "-k", "comes_up and consoleproxy"),
     ),
 }

@@ -10,7 +10,6 @@ from typing import Any
 
 import pytest
 
-from build import wire
 from build.agent.guest import qemu
 from build.agent.process import environment
 from build.agent.verbs import verify
@@ -151,30 +150,38 @@ def ill(tiny: Built, tmp_path: Path) -> Iterator[Path]:
     copy.unlink()
 
 
+ASKED_OF_THE_ILL = {
+    "release": "Cloudstack Release 0.0",
+    "ssh_port": 1,
+    "kernel_cmdline": "console=ttyS0,115200n8 nosuchargument",
+    "min_disk": 99999,
+}
+
+
 @pytest.mark.slow(45, reason="an emulated system")
-def test_an_ill_system_answers_and_is_told_row_by_row(ill: Path, tmp_path: Path) -> None:
-    expect = {
-        "release": "Cloudstack Release 0.0",
-        "ssh_port": 1,
-        "kernel_cmdline": "console=ttyS0,115200n8 nosuchargument",
-        "min_disk": 99999,
-    }
-    request = {
-        "guests": [{"image": str(ill), "firmware": "bios", "disk": "ahci", "nic": "e1000"}],
-        "memory": 256,
-        "arch": "amd64",
-        "expect": expect,
-        "work": str(tmp_path),
-    }
-    progress: list[int] = []
+def test_an_ill_system_is_told_row_by_row_and_can_be_talked_to(ill: Path, tmp_path: Path) -> None:
+    """Files go in, long output comes out, and a restart of the agent in the midst loses nothing."""
+    machine = qemu.Machine(disk="ahci", nics=(qemu.Nic("e1000"),))
+    reached: list[int] = []
 
-    def emit(kind: str, **fields: Any) -> None:
-        if kind == "progress":
-            assert fields["total"] == 100
-            progress.append(fields["done"])
+    async def conversation(guest: qemu.Guest) -> list[dict[str, Any]]:
+        watch = verify._Watch(lambda _phase, percent: reached.append(percent))
+        answers = await verify._ask(guest, watch)
+        await put(guest, "/run/cmdline", b"type=router name=r-1-VM\n\x00\xff")
+        assert await output(guest, "base64 /run/cmdline") == "dHlwZT1yb3V0ZXIgbmFtZT1yLTEtVk0KAP8="
+        assert await output(guest, "echo to stderr >&2; false") == "to stderr"
+        lines = (await output(guest, "seq 1 100000")).splitlines()
+        assert lines == [str(number) for number in range(1, 100001)]
+        with pytest.raises(qemu.Interrupted):
+            await output(guest, "systemctl restart --no-block qemu-guest-agent; exec tail -f /dev/null")
+        assert await output(guest, "echo again") == "again"
+        with pytest.raises(qemu.Stopped, match="refuses guest-nonsense"):
+            await guest.ask("guest-nonsense")
+        await guest.power_off()
+        return verify.checks(answers, ASKED_OF_THE_ILL, machine, ill.stat().st_size)
 
-    (guest,) = verify.run(wire.load(wire.Verify, request), emit)["guests"]
-    faults = {check["name"]: check["value"] for check in guest["checks"] if not check["ok"]}
+    rows = {check["name"]: check for check in converse(ill, tmp_path, conversation, machine)}
+    faults = {name: check["value"] for name, check in rows.items() if not check["ok"]}
     assert set(faults) == {
         "system",
         "failed units",
@@ -188,30 +195,8 @@ def test_an_ill_system_answers_and_is_told_row_by_row(ill: Path, tmp_path: Path)
     assert "a word in the journal" in faults["failed units"]
     assert faults["kernel arguments"].startswith("without nosuchargument: ")
     assert faults["sshd port"] == "22"
-    assert not guest["ok"]
-    assert value(guest, "disk driver") == "ahci"
-    assert value(guest, "nic driver") == "e1000"
-    assert progress == sorted(progress)
-    assert (progress[0], progress[-1]) == (0, 100)
-
-
-def test_a_guest_can_be_talked_to(tiny: Built, tmp_path: Path) -> None:
-    """Files go in, long output comes out, and a restart of the agent in the midst loses nothing."""
-
-    async def conversation(guest: qemu.Guest) -> None:
-        await put(guest, "/run/cmdline", b"type=router name=r-1-VM\n\x00\xff")
-        assert await output(guest, "base64 /run/cmdline") == "dHlwZT1yb3V0ZXIgbmFtZT1yLTEtVk0KAP8="
-        assert await output(guest, "echo to stderr >&2; false") == "to stderr"
-        lines = (await output(guest, "seq 1 100000")).splitlines()
-        assert lines == [str(number) for number in range(1, 100001)]
-        with pytest.raises(qemu.Interrupted):
-            await output(guest, "systemctl restart --no-block qemu-guest-agent; exec tail -f /dev/null")
-        assert await output(guest, "echo again") == "again"
-        with pytest.raises(qemu.Stopped, match="refuses guest-nonsense"):
-            await guest.ask("guest-nonsense")
-        await guest.power_off()
-
-    converse(tiny.image, tmp_path, conversation)
+    assert (rows["disk driver"]["value"], rows["nic driver"]["value"]) == ("ahci", "e1000")
+    assert (reached == sorted(reached), reached[-1]) == (True, verify.PHASES["power off"])
     assert "Linux version" in (tmp_path / "serial-guest.log").read_text(errors="replace")
 
 
@@ -244,9 +229,9 @@ def test_every_other_image_boots_in_256_mib(
         assert_cloudstack(guests)
 
 
-@pytest.mark.slow(90, reason="the full system, emulated")
+@pytest.mark.soak(100)
 def test_the_full_image_boots_in_256_mib(system: Built, tmp_path: Path) -> None:
-    """Under UEFI: under BIOS it is rehearsed (test_rehearsal.py), and saved where types go on from."""
+    """Under UEFI, with the kernel and initramfs of the tiny one; under BIOS it is rehearsed in every run."""
     where = (*system.flags, "--set", "firmware=uefi")
     guests = verified(where, tmp_path / "verify.json", "--memory=256")
     assert list(guests) == ["uefi"]

@@ -32,29 +32,20 @@ MASK=()
 ARCHIVE=usr/share/cloud/cloud-scripts.tgz
 SIGNATURE=var/cache/cloud/cloud-scripts-signature
 # tiny
-LOCALES=
 SYSUSERS=()
 TMPFILES=()
 ENABLE=(systemd-networkd.service ssh.service)
 DISABLE=(apt-daily.timer apt-daily-upgrade.timer dpkg-db-backup.timer e2scrub_reap.service e2scrub_all.timer)
-MASK=()
 ARCHIVE=
-SIGNATURE=var/cache/cloud/cloud-scripts-signature
 # i386
-LOCALES=
 SYSUSERS=()
 TMPFILES=()
 ENABLE=()
 DISABLE=()
-MASK=()
 ARCHIVE=
-SIGNATURE=var/cache/cloud/cloud-scripts-signature
 # uefi
-LOCALES=
 SYSUSERS=()
 TMPFILES=()
 ENABLE=()
 DISABLE=()
-MASK=()
 ARCHIVE=
-SIGNATURE=var/cache/cloud/cloud-scripts-signature

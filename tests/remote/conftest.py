@@ -13,8 +13,8 @@ import pytest
 from build.engine import compressors
 from tests import buildhost, cli
 from tests.buildhost import Buildhost
-from tests.images import Built, link, shared
-from tests.remote.clients import ALL, FLAGS, pip, provide, run
+from tests.images import Built, link
+from tests.remote.clients import ALL, FLAGS, pip
 
 
 @pytest.fixture(scope="session")
@@ -32,18 +32,9 @@ def ready(tiny: Built, there: Buildhost) -> tuple[str, ...]:
 
 
 @pytest.fixture(scope="session")
-def finished(
-    tiny: Built, there: Buildhost, tmp_path_factory: pytest.TempPathFactory
-) -> Iterator[dict[str, Path]]:
+def finished(tiny: Built, tiny_of_user: Built) -> dict[str, Path]:
     """LOCATIONs of finished builds, to be linked, by the user who may have made them."""
-
-    def build(place: Path) -> None:
-        shown, here = provide(tiny, there, "carol", "first")
-        run(there, "carol", "build", "--no-fetch", *FLAGS, "--set", f"location={shown}")
-        here.rename(place / "location")
-
-    with shared(tmp_path_factory, "carol", build) as place:
-        yield {user: place / "location" if user == "carol" else tiny.location for user in ALL}
+    return {user: (tiny_of_user if user == "carol" else tiny).location for user in ALL}
 
 
 SOURCES = ("build", "config", "templates", "tasks.py", "invoke.yaml", "requirements.lock")

@@ -78,6 +78,7 @@ FORMATS = (
 ROW = "| `convert.tail` | nobody | `IMAGENAME.tail` | the disk, and a sector behind it |\n"
 
 
+@pytest.mark.slow(40, reason="tests in a copy of the checkout")
 def test_a_format_is_a_file_and_a_row(copy: Path, tiny: Built, tmp_path: Path) -> None:
     (copy / "build/formats/tail.py").write_text(MODULE)
     replace(copy / "docs/formats.md", "| `convert.raw` |", f"{ROW}| `convert.raw` |")

@@ -9,7 +9,7 @@ import pytest
 from tests import cli
 from tests.checkout import copy as copy
 from tests.checkout import passes, replace
-from tests.images import TINY
+from tests.images import TINY, Built, link
 
 pytestmark = pytest.mark.root
 
@@ -46,7 +46,8 @@ if __name__ == "__main__":
 '''
 
 
-def test_a_step_is_a_folder_a_word_and_a_row(copy: Path, tmp_path: Path) -> None:
+@pytest.mark.slow(30, reason="tests in a copy of the checkout")
+def test_a_step_is_a_folder_a_word_and_a_row(copy: Path, tiny: Built, tmp_path: Path) -> None:
     step = copy / "build/motd"
     step.mkdir()
     (step / "__init__.py").write_text(MODULE)
@@ -55,10 +56,11 @@ def test_a_step_is_a_folder_a_word_and_a_row(copy: Path, tmp_path: Path) -> None
     replace(copy / "build/__init__.py", '"tweak", ', '"tweak", "motd", ')
     replace(copy / "docs/design.md", "| `minimize` |", "| `motd` | writes /etc/motd |\n| `minimize` |")
 
-    flags = (*TINY, "--set", f"location={tmp_path / 'location'}")
+    link(tiny.location, tmp_path / "location")
+    flags = (*TINY, "--frozen", "--set", f"location={tmp_path / 'location'}")
     assert "Write the message of the day." in cli.succeed("--list", checkout=copy)
     told = cli.states(cli.succeed("motd", *flags, checkout=copy))
-    assert list(told) == ["debootstrap", "initramfs", "tweak", "motd"]
+    assert told == {**dict.fromkeys(["debootstrap", "initramfs", "tweak"], "cached"), "motd": "built"}
     shown = cli.succeed("shell", "--at", "motd", "--command", "cat /etc/motd", *flags, checkout=copy)
     assert shown == "This is tiny.\n"
     rows = cli.succeed("plan", *flags, checkout=copy).splitlines()

@@ -16,6 +16,7 @@ from pathlib import Path
 import pytest
 
 from build.engine.rings import NETWORK
+from tests.waiting import until
 
 CHECKOUT = Path(__file__).resolve().parents[2]
 LAUNCHER = (
@@ -145,6 +146,11 @@ def tools(tmp_path: Path) -> Path:
         f'for a; do printf "%s\\n" "$a"; done >>{folder}/called; echo "$RUNLEVEL" >{folder}/runlevel',
     )
     return folder
+
+
+def presets() -> list[Path]:
+    """What keeps services from being started while packages are installed, by whomever on this machine."""
+    return list(Path("/run/systemd").glob("system-preset/00-systemvm-builder-*"))
 
 
 def stub(path: Path, body: str) -> None:
@@ -358,7 +364,7 @@ def test_with_consent_apt_installs_them_and_the_verb_runs(
         *("install", "-y", "--no-install-recommends", "--", "no-such-package"),
     ]
     assert (tools / "runlevel").read_text() == "1\n"
-    assert not list(Path("/run/systemd").glob("system-preset/00-systemvm-builder-*"))
+    until(lambda: not presets(), say=lambda: f"left: {presets()}")
 
 
 def test_apt_that_fails_ends_it_with_the_line_to_run(lacking: Path, tools: Path) -> None:
@@ -369,7 +375,7 @@ def test_apt_that_fails_ends_it_with_the_line_to_run(lacking: Path, tools: Path)
         "error: the packages could not be installed",
         "  hint: ask an administrator to run: apt-get install --no-install-recommends no-such-package",
     ]
-    assert not list(Path("/run/systemd").glob("system-preset/00-systemvm-builder-*"))
+    until(lambda: not presets(), say=lambda: f"left: {presets()}")
 
 
 @pytest.mark.parametrize(("answer", "installs"), [("\n", True), ("y\n", True), ("n\n", False), ("", False)])
