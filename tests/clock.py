@@ -23,7 +23,6 @@ from typing import Any
 
 import pytest
 
-from tests import schedule
 from tests.waiting import stalled
 from tests.warm import Warm
 
@@ -102,8 +101,9 @@ class Clock:
         if call.when != "call":
             return report
         spent = now() - item.stash[BEGAN] - self.shared
-        row = {"test": schedule.without_group(item.nodeid), "ring": ring_of(item), **rounded(spent)}
+        row = {"test": item.nodeid, "ring": ring_of(item), **rounded(spent)}
         row |= {"shared": round(self.shared.processor, 2)}
+        row |= {"worker": os.environ.get("PYTEST_XDIST_WORKER", "")}
         item.user_properties.append((ROW, row))
         report.user_properties = list(item.user_properties)
         mark = item.get_closest_marker("slow") or item.get_closest_marker("soak")

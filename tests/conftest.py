@@ -52,13 +52,10 @@ def pytest_sessionfinish(session: pytest.Session, exitstatus: int) -> None:
 @pytest.hookimpl(optionalhook=True)
 def pytest_xdist_make_scheduler(config: pytest.Config, log: Producer) -> schedule.Lanes | None:
     """Give tests that wait workers of their own."""
-    return schedule.Lanes(config, log) if config.getoption("dist") == "loadgroup" else None
-
-
-@pytest.hookimpl(tryfirst=True)
-def pytest_runtest_logreport(report: pytest.TestReport) -> None:
-    """Show a test by the name that runs it again, without its group."""
-    report.nodeid = schedule.without_group(report.nodeid)
+    if config.getoption("dist") != "loadscope":
+        return None
+    config.option.loadscopereorder = False
+    return schedule.Lanes(config, log)
 
 
 @pytest.fixture(autouse=True, scope="session")

@@ -83,7 +83,7 @@ def parts(
     Temporary files of each lie below `folder`, where no other run on this machine changes a mode or an owner.
     Sudo forgets a password after some minutes: behind the other rings it would ask when nobody looks.
     """
-    workers = ["-n", str(min(cores, 4) + WAITING), "--dist", "loadgroup", f"--clock={SECONDS}"]
+    workers = ["-n", str(min(cores, 4) + WAITING), "--dist", "loadscope", f"--clock={SECONDS}"]
     line = [sys.executable, "-B", "-m", "pytest", *workers, *(("-k", name) if name else ())]
     line += ["-m", SOAK, f"--soak-seed={soak.seed}"] if ring == SOAK else ["-m", f"not {SOAK}"]
     line += [f"--soak-seconds={soak.seconds}"] if ring == SOAK and soak.seconds else []

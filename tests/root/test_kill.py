@@ -16,7 +16,7 @@ from tests.agent import Agent, build, layer_request, place
 from tests.root.test_layers import BASE, borrowing
 from tests.waiting import until
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.waits]
 
 STEPS = [
     BASE,
