@@ -1,8 +1,6 @@
 """The verbs and their order; what they do stands in build/.
 
-Core flags, known to every verb, before or after it: -H HOST, --image FILE, --set KEY=VALUE,
---formats A,B, --yes, --frozen, --ask-password, --debug; for a build host also --to DIR, --no-fetch,
---detach, --rootless.
+Flags that every verb knows, before or after it, stand in build/engine/command_line.py.
 """
 
 from __future__ import annotations

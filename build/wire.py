@@ -233,7 +233,7 @@ class Mirrors:
 
     suite: str
     mirror: str
-    """Empty: the build tool's own default."""
+    """Empty: the default of the bootstrap tools there."""
     security_mirror: str
     """Empty: beside the mirror."""
     security: bool
@@ -282,7 +282,7 @@ class Seen:
     dates: Mapping[str, int]
     """Of each suite's Release file, seconds since 1970; nothing when they were not asked."""
     default_mirror: str
-    """The build tool's own."""
+    """Of the bootstrap tools there."""
     unknown: str = ""
     """Why there are no dates."""
 
@@ -643,7 +643,7 @@ class Clean(Request[Cleaned]):
 
 @dataclass(frozen=True)
 class Manifest(Request[dict[str, Any]]):
-    """Ask for the manifest of an image; an empty one if it has none."""
+    """Ask for the manifest of an image that is there; an empty one if it has none."""
 
     verb: ClassVar[str] = "manifest"
     image: str

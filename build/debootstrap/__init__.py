@@ -2,9 +2,9 @@
 
 The base system is unpacked first; while dpkg configures it, the other packages are unpacked in parallel, and
 dpkg then configures them in one go. A few large ones that nothing needs are unpacked beside that, and are
-configured last; what scripts ask for again and again is done beside it, too. mmdebstrap
-or debootstrap can make the base instead: then the scripts do all their work themselves, and the tree is the
-same. A set that the parallel way refuses is installed by apt.
+configured last; what scripts ask for again and again is done beside it, too. mmdebstrap or debootstrap can
+make the base instead: then the scripts do all their work themselves, and the tree is the same. A base that
+ours refuses is made by mmdebstrap; a set that the parallel way refuses is installed by apt.
 """
 
 from __future__ import annotations

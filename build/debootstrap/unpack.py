@@ -17,7 +17,7 @@ work. It refuses what it does not understand, so that the caller can take the or
     unpack.py restore SET ROOT              give the base's packages in ROOT their own priorities back
 
 The environment names the folder with the packages (DEBS) and the exit status that leaves a set to dpkg
-(REFUSED); SET is JSON as debootstrap.py writes it.
+(REFUSED); SET is JSON as the step writes it.
 """
 
 from __future__ import annotations

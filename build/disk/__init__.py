@@ -1,9 +1,13 @@
-"""Assemble the raw disk image from the finished tree, as files; no device, no mount, no root needed.
+"""Assemble the raw disk image from the finished tree: a file that is written, never mounted, without root.
 
-Partition table, FAT and boot code are written by tools of our own, a few hundred lines in all, so that no
-version, clock or time zone of a build host shows in the bytes; ext4, which is not small, by the tree's
-own e2fsprogs. BIOS boots through GRUB; UEFI boots a unified kernel image, because GRUB for UEFI runs out of
-memory at 256 MiB. Both pass the same kernel command line.
+All places on the disk are known before a byte of it is written. Partition table, EFI system partition, boot
+code, and the inodes, folders and extents of the root file system are written by programs of our own, so that
+no version, clock or time zone of a build host shows in the bytes. The tree's own e2fsprogs do the rest of it:
+mke2fs makes the file system, empty, debugfs adds extended attributes, e2fsck looks at all of it. The content
+of files comes last, in one pass that also takes the image's digest.
+
+BIOS boots through GRUB; UEFI boots a unified kernel image, because GRUB for UEFI runs out of memory at
+256 MiB. Both pass the same kernel command line.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """One build on one host: settings, resolution and plan meet the agent's cache.
 
-Tasks call this and nothing else. Planning is pure; every effect is a call of the host's agent.
+Verbs are made of this. Planning is pure; every effect is a call of the host's agent.
 """
 
 from __future__ import annotations

@@ -33,7 +33,7 @@ class Step:
     files: Mapping[str, File] = field(default_factory=dict)
     secrets: tuple[str, ...] = ()
     bootstrap: bool = False
-    """The lowest layer: built in a plain directory (in memory when there is plenty), not on an overlay."""
+    """The lowest layer: built in a plain directory, not on an overlay."""
     remark: str = ""
     """What the user is told whenever the layer is there, built or cached; no part of what runs."""
 

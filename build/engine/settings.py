@@ -188,7 +188,7 @@ class Settings(Part):
     kernel_cmdline: str = "console=tty0 console=ttyS0,115200n8 net.ifnames=0 biosdevname=0"
     """Arguments of the kernel, the same under BIOS and UEFI."""
     bootstrap: Literal["builtin", "mmdebstrap", "debootstrap"] = "builtin"
-    """Tool that unpacks the base system; the result is the same."""
+    """How the base system is made: by us, or by one of these tools; the result is the same."""
     rootfs: tuple[str, ...] = ()
     """Overlay folders laid over the tree in this order, relative to the image definition."""
     services: Services = Services()

@@ -1,6 +1,7 @@
-"""The formats an image is converted to: one row a format, their names, and the request for the build host.
+"""The formats that an image is converted to: which, their files' names, and the request for the build host.
 
-Pure: the build host's agent (`build.agent.verbs.convert`) does the work, in one reading of the disk for all.
+What a format is stands in `build.formats`; the build host's agent (`build.agent.verbs.convert`) does the
+work, in one reading of the disk for all.
 """
 
 from __future__ import annotations

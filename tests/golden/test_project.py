@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import ast
 import re
 import subprocess
 import sys
@@ -11,7 +12,7 @@ import pytest
 import yaml
 
 from tests import cli
-from tests.golden.test_lint import clean
+from tests.golden.test_lint import clean, tracked
 
 CHECKOUT = cli.CHECKOUT
 PAGES = [*CHECKOUT.glob("*.md"), *CHECKOUT.glob("docs/*.md")]
@@ -34,6 +35,36 @@ def test_links_and_names_of_files_lead_somewhere(page: Path) -> None:
     missing = [link for link in links if not (page.parent / link).exists()]
     missing += [name for name in named if not (CHECKOUT / name).exists() and "NAME" not in name]
     assert missing == []
+
+
+def missing_modules(text: str) -> set[str]:
+    """Files of Python that a text names, by path or by name, and the checkout has not."""
+    paths = {str(path.relative_to(CHECKOUT)) for path in tracked()}
+    names = {path.rpartition("/")[2] for path in paths}
+    named = set(re.findall(r"(?<![\w./])[a-z_0-9][a-z_0-9/]*\.py\b", text))
+    return {name for name in named if name not in (paths if "/" in name else names)}
+
+
+@pytest.mark.parametrize(
+    ("text", "missing"),
+    [
+        ("as ext4.py writes it, or build/disk/ext4.py, in .../x.py and NAME.py", set()),
+        ("SET is JSON as debootstrap.py writes it", {"debootstrap.py"}),
+        ("see build/engine/ext4.py", {"build/engine/ext4.py"}),
+    ],
+)
+def test_the_rule_of_names_sees_what_it_must(text: str, missing: set[str]) -> None:
+    assert missing_modules(text) == missing
+
+
+def test_modules_that_docstrings_name_are_there() -> None:
+    texts = (
+        node.value.value
+        for path in (*CHECKOUT.glob("build/**/*.py"), CHECKOUT / "tasks.py")
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8")))
+        if isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant)
+    )
+    assert missing_modules("\n".join(text for text in texts if isinstance(text, str))) == set()
 
 
 def test_every_page_is_in_the_index() -> None:
