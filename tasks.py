@@ -33,19 +33,19 @@ REPORT = "Write the report here (default: beside the image, or in --to)."
 @task(help={"json": JSON})
 def config(c: HostContext, json: bool = False) -> None:
     """Show every setting with its value and where it comes from."""
-    verbs.show.config(pipeline.of(c, json), json)
+    verbs.show.config(pipeline.of(c), json)
 
 
 @task(help={"script": "Print the text that will run, step by step.", "json": JSON})
 def plan(c: HostContext, script: bool = False, json: bool = False) -> None:
     """Show the steps, their keys and what is cached; changes nothing."""
-    verbs.show.plan(pipeline.of(c, json), script, json)
+    verbs.show.plan(pipeline.of(c), script, json)
 
 
 @task(positional=["step"], help={"step": "A step of the recipe.", "json": JSON})
 def why(c: HostContext, step: str, json: bool = False) -> None:
     """Tell which input of a step changed since it was last built."""
-    verbs.show.why(pipeline.of(c, json), step, json)
+    verbs.show.why(pipeline.of(c), step, json)
 
 
 @task(
@@ -57,7 +57,7 @@ def why(c: HostContext, step: str, json: bool = False) -> None:
 )
 def doctor(c: HostContext, install: bool = False, cache: bool = False, json: bool = False) -> None:
     """Check the build host and print the one command that fixes each gap."""
-    verbs.doctor.doctor(pipeline.of(c, json), install, cache, json)
+    verbs.doctor.doctor(pipeline.of(c), install, cache, json)
 
 
 @task
@@ -79,7 +79,7 @@ def resolve(c: HostContext) -> None:
 def lock(c: HostContext, update: str = "", dry_run: bool = False, json: bool = False) -> None:
     """Write down the exact package set, beside the image definition; every build then uses it."""
     names = update if isinstance(update, str) else ""
-    verbs.lock.lock(pipeline.of(c, json), bool(update), names, dry_run, json)
+    verbs.lock.lock(pipeline.of(c), bool(update), names, dry_run, json)
 
 
 @task(
@@ -96,7 +96,7 @@ def fetch(
     c: HostContext, locks: str = "", check: bool = False, prune: bool = False, json: bool = False
 ) -> None:
     """Bring the packages to LOCATION/debs, for builds without a network (--offline)."""
-    verbs.lock.fetch(pipeline.of(c, json), locks, check, prune, json)
+    verbs.lock.fetch(pipeline.of(c), locks, check, prune, json)
 
 
 @task(
@@ -110,7 +110,7 @@ def fetch(
 )
 def outdated(c: HostContext, file: str = "", disk: str = "", json: bool = False) -> None:
     """Tell which packages of a lock or an image have security updates; exit status 10 if any has."""
-    if status := verbs.outdated.outdated(pipeline.of(c, json), file, disk, json):
+    if status := verbs.outdated.outdated(pipeline.of(c), file, disk, json):
         sys.exit(status)
 
 
@@ -121,7 +121,7 @@ def outdated(c: HostContext, file: str = "", disk: str = "", json: bool = False)
 )
 def repro(c: HostContext, vary: str = "", json: bool = False) -> None:
     """Build a second time from nothing, with everything around it changed, and compare the bytes."""
-    verbs.repro.repro(pipeline.of(c, json), vary, json)
+    verbs.repro.repro(pipeline.of(c), vary, json)
 
 
 @task(help={"keep": "Mount the finished tree on the host itself (root only), until `inv umount`."})
@@ -155,29 +155,30 @@ def disk(c: HostContext) -> None:
     pipeline.of(c).disk()
 
 
-@task(default=True, pre=[disk])
-def build(c: HostContext) -> None:
+@task(default=True, pre=[disk], help={"json": JSON})
+def build(c: HostContext, json: bool = False) -> None:
     """Build the image: everything from the mirror to the raw disk, and the formats asked for."""
-    verbs.build.build(pipeline.of(c))
+    verbs.build.build(pipeline.of(c), json)
 
 
 SOURCE = {
     "from": "Any image file, not our raw image: of any format and maker, also packed or in an OVA.",
     "disk": "Which disk of it, where it holds several (default: 1).",
+    "json": JSON,
 }
 
 
 @task(name="all", default=True, positional=[], auto_shortflags=False, help=SOURCE)
-def convert_all(c: HostContext, from_: str = "", disk: str = "") -> None:
+def convert_all(c: HostContext, from_: str = "", disk: str = "", json: bool = False) -> None:
     """Convert the raw image to every format of its definition, or to --formats a,b,c, in one reading."""
-    verbs.convert.convert(pipeline.of(c), c.flags.formats, from_, disk)
+    verbs.convert.convert(pipeline.of(c), c.flags.formats, from_, disk, json)
 
 
 def convert_to(name: str) -> Task[Callable[..., None]]:
     """Make the verb of one format or of a family of them."""
 
-    def run(c: HostContext, from_: str = "", disk: str = "") -> None:
-        verbs.convert.convert(pipeline.of(c), name, from_, disk)
+    def run(c: HostContext, from_: str = "", disk: str = "", json: bool = False) -> None:
+        verbs.convert.convert(pipeline.of(c), name, from_, disk, json)
 
     made = [FORMATS[each].help for each in FAMILIES.get(name, (name,))]
     run.__doc__ = f"Convert to {' and '.join(made)}."
@@ -201,7 +202,7 @@ def inspect(
     c: HostContext, file: str, for_: str = "", disk: str = "", content: bool = False, json: bool = False
 ) -> None:
     """Say what an image file is, of any maker, and which hypervisor would refuse it and why."""
-    verbs.inspect.inspect(pipeline.of(c, json), file, for_, disk, content, json)
+    verbs.inspect.inspect(pipeline.of(c), file, for_, disk, content, json)
 
 
 @task(
@@ -215,7 +216,7 @@ def inspect(
 )
 def repair(c: HostContext, file: str, output: str = "", json: bool = False) -> None:
     """Make an OVA into one that vSphere imports, and say what was changed."""
-    verbs.repair.repair(pipeline.of(c, json), file, output, json)
+    verbs.repair.repair(pipeline.of(c), file, output, json)
 
 
 @task(
@@ -238,7 +239,7 @@ def register(
 @task(help={"json": JSON})
 def status(c: HostContext, json: bool = False) -> None:
     """Tell of the build that was left to the host by --detach, and who holds LOCATION."""
-    verbs.jobs.status(pipeline.of(c, json), json)
+    verbs.jobs.status(pipeline.of(c), json)
 
 
 @task
@@ -286,7 +287,7 @@ def boot(c: HostContext, uefi: bool = False, memory: str = "256") -> None:
 @task(help={"memory": "MiB.", "report": REPORT, "json": JSON})
 def verify(c: HostContext, memory: str = "256", report: str = "", json: bool = False) -> None:
     """Boot the image under each firmware and check it from inside."""
-    verbs.verify.verify(pipeline.of(c, json), memory, report, json)
+    verbs.verify.verify(pipeline.of(c), memory, report, json)
 
 
 @task(
@@ -333,7 +334,7 @@ def clean(
 ) -> None:
     """Remove leftover parts; with --cache and --all more."""
     what = "all" if all else "cache" if cache else "parts"
-    verbs.clean.clean(pipeline.of(c, json), what, dry_run, json)
+    verbs.clean.clean(pipeline.of(c), what, dry_run, json)
 
 
 @task(positional=["shell"], help={"shell": "bash, zsh or fish."})

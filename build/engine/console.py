@@ -55,6 +55,8 @@ class Console:
         self, prefix: str = "", stream: TextIO | None = None, row: int = 0, quiet: bool = False
     ) -> None:
         self.row, self.quiet, self.host = row, quiet, prefix
+        self.results = 0
+        """Lines of JSON that were printed."""
         self.prefix = f"{printable(prefix)} | " if prefix else ""
         self.stream = stream or sys.stdout
         self.lively = self.stream.isatty() and os.environ.get("TERM") != "dumb"
@@ -77,6 +79,7 @@ class Console:
     def json(self, **fields: Any) -> None:
         """Print a result for programs: one line, whichever host it is of."""
         self.done()
+        self.results += 1
         with _writing:
             print(json.dumps({"host": self.host, **fields}), flush=True)
 

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import hashlib
 import os
-import sys
 import time
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
@@ -32,16 +31,10 @@ UNRESOLVED = Resolution((), 0, 0)
 """Stands in where a plan is shown before anything was resolved."""
 
 
-def of(context: remote.HostContext, json: bool = False) -> Build:
-    """The build of a task's context; tasks of one command line and host share it.
-
-    For one that answers in JSON, what else there is to say goes to standard error.
-    """
+def of(context: remote.HostContext) -> Build:
+    """The build of a task's context; tasks of one command line and host share it."""
     if "build" not in context.state:
-        row = context.flags.hosts.index(context.host.name) if context.host.remote else 0
-        stream = sys.stderr if json else sys.stdout
-        console = Console(context.host.name, stream, row, context.flags.quiet)
-        context.state["build"] = Build(context.host, context.flags, console)
+        context.state["build"] = Build(context.host, context.flags, context.console)
     build: Build = context.state["build"]
     return build
 
@@ -78,6 +71,8 @@ class Build:
         self.console = console
         self.orders: list[tuple[str, wire.Request[Any]]] = []
         """What is to be done without us (--detach)."""
+        self.ended: dict[str, tuple[str, float]] = {}
+        """State (`built` or `cached`) and seconds of each step that is through, the disk too."""
         self._told: set[str] = set()
 
     def again(self, text: str) -> str:
@@ -101,9 +96,9 @@ class Build:
                 if fetched:
                     self.console.note(f"fetched {size(fetched)} of packages")
             case wire.Built(state, seconds):
-                self.console.step(state, name, seconds)
+                self._end(state, name, seconds)
             case wire.Disk(state, seconds):
-                self.console.step(state, name, seconds, described(result))
+                self._end(state, name, seconds, described(result))
             case wire.Converted(files=files, notes=notes):
                 for file in files:
                     made = f"{file['file']}  {size(file['size'])}"
@@ -116,6 +111,10 @@ class Build:
                 if rows:
                     dropped = size(sum(row.bytes for row in rows))
                     self.console.note(f"dropped {len(rows)} old layers, {dropped}")
+
+    def _end(self, state: str, name: str, seconds: float, extra: str = "") -> None:
+        self.ended[name] = (state, round(seconds, 3))
+        self.console.step(state, name, seconds, extra)
 
     @property
     def definition(self) -> Path:
@@ -312,7 +311,7 @@ class Build:
             if layer.key in self._told and (layer.key in present or self.flags.detach):
                 continue
             if layer.key in present:
-                self.console.step("cached", layer.step.name, 0.0)
+                self._end("cached", layer.step.name, 0.0)
             else:
                 self._make(layer)
             if layer.step.remark:

@@ -55,11 +55,11 @@ def register_flags(
 
 
 class HostContext(Context):
-    """What a task gets: Invoke's context, with the host it works on and the flags that were given."""
+    """What a task gets: Invoke's context, with the host it works on, the flags, and where it may print."""
 
-    def __init__(self, config: Config, host: Host, flags: Flags) -> None:
+    def __init__(self, config: Config, host: Host, flags: Flags, console: Console) -> None:
         super().__init__(config)
-        self._set(host=host, flags=flags, state={})
+        self._set(host=host, flags=flags, console=console, state={})
 
 
 class HostCall(Call):
@@ -97,6 +97,12 @@ class HostExecutor(Executor):
     def execute(self, *tasks: Any) -> Any:
         """Run the tasks on the host, or side by side on several: one that fails does not stop the others."""
         flags = read_flags(self.core)
+        if flags.detach and self._json_verbs(tasks):
+            raise BuildError(
+                "--json tells what was made, and --detach does not wait for it",
+                "leave one of them out; later: inv status --json",
+                command_line.USAGE,
+            )
         try:
             if len(flags.hosts) > 1:
                 results = self._side_by_side(flags, tasks)
@@ -116,14 +122,31 @@ class HostExecutor(Executor):
             _discard_output()
             raise BuildError(f"standard output: {error.strerror}", "look at where the output goes") from None
 
+    def _json_verbs(self, tasks: Any) -> int:
+        """How many of the tasks print a line of JSON for each host."""
+        return len(self.dedupe([call for call in self.normalize(tasks) if call.kwargs.get("json")]))
+
     def _on(self, name: str, tasks: Any) -> Any:
-        """Run the tasks on one host; errors name it if it is not this machine, and hints lead there."""
-        flags = Flags()
+        """Run the tasks on one host, where each --json prints its line whatever becomes of it.
+
+        Beside these lines nothing goes to standard output then.
+        """
+        flags, lines = read_flags(self.core, name), self._json_verbs(tasks)
+        row = flags.hosts.index(name) if name else 0
+        console = Console(name, sys.stderr if lines else sys.stdout, row, flags.quiet)
         try:
-            flags = read_flags(self.core, name)
+            return self._work(name, tasks, flags, console)
+        except BuildError as error:
+            if console.results < lines:
+                console.json(error=error.what, hint=error.hint)
+            raise
+
+    def _work(self, name: str, tasks: Any, flags: Flags, console: Console) -> Any:
+        """Run the tasks there; errors name the host if it is not this machine, and hints lead there."""
+        try:
             with connect(name, self.config) as inner:
                 host = Host(name, inner, flags.debug, flags.rootless)
-                self.context = HostContext(self.config.clone(), host, flags)
+                self.context = HostContext(self.config.clone(), host, flags, console)
                 if self.stopped:
                     host.close()
                 try:
@@ -166,7 +189,7 @@ class HostExecutor(Executor):
             )
             for end in outcomes
         ]
-        Console().table(
+        Console(stream=sys.stderr if self._json_verbs(tasks) else sys.stdout).table(
             ("HOST", "RESULT", "TIME", "ERROR"), [(*row[:3], row[3].split("\n")[0]) for row in rows]
         )
         if failed := [end.error for end in outcomes if end.error]:

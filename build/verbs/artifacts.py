@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import time
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -12,6 +13,14 @@ from build import wire
 from build.engine import fetch
 from build.engine.hosts.host import CHECKOUT
 from build.engine.pipeline import Build
+
+FACTS = ("format", "state", "size", "allocated", "virtual_size", "md5", "sha256", "sha512")
+"""What is told of a converted file, beside where it lies."""
+
+
+def manifest(path: str) -> str:
+    """Where the manifest of an image or of a converted file lies."""
+    return f"{path}.json"
 
 
 def need_image(build: Build) -> dict[str, Any]:
@@ -44,16 +53,21 @@ def home(build: Build) -> Path:
     )
 
 
-def bring_home(build: Build, *results: Any) -> None:
-    """Fetch what orders on a remote host made, unless it is here already, and what belongs beside it."""
+def bring_home(build: Build, *results: Any) -> dict[str, str]:
+    """Fetch what orders on a remote host made, unless it is here already, and what belongs beside it.
+
+    Returns where each file lies here, by its path there; nothing of files that stay there (--no-fetch).
+    """
     paths = [path for result in results for path in files(result)]
     beside = {path: text for result in results for path, text in texts(result).items()}
-    if not build.host.remote or not paths:
-        return
+    if not build.host.remote:
+        return {path: path for path in (*paths, *beside)}
+    if not paths:
+        return {}
     if build.flags.no_fetch:
         for path in (*paths, *beside):
             build.console.line(f"left there: {path}")
-        return
+        return {}
     folder = home(build)
     for artifact in build.host.ask(wire.Send(tuple(paths))):
         started = time.monotonic()
@@ -67,3 +81,16 @@ def bring_home(build: Build, *results: Any) -> None:
         build.console.step(state, "fetch", time.monotonic() - started, str(folder / fetch.name(artifact)))
     for path, text in beside.items():
         fetch.put(folder / os.path.basename(path), text)
+    return {path: os.path.abspath(folder / os.path.basename(path)) for path in (*paths, *beside)}
+
+
+def converted(made: wire.Converted, here: Mapping[str, str]) -> dict[str, Any]:
+    """What `--json` tells of a conversion; `here` as `bring_home` returns it."""
+    rows = []
+    for file in made.files:
+        path = f"{made.folder}/{file['file']}"
+        row = {"path": path, "here": here.get(path), "manifest": manifest(path)}
+        took = 0.0 if file["state"] == "cached" else file["seconds"]
+        rows.append({**row, **{name: file[name] for name in FACTS}, "seconds": took})
+    beside = [{"path": path, "here": here.get(path)} for path in texts(made)]
+    return {"artifacts": rows, "beside": beside}

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import time
+from collections.abc import Mapping
+from typing import Any
 
 from build import wire
 from build.engine.console import size
@@ -65,15 +68,46 @@ def umount(build: Build) -> None:
     build.console.line(f"unmounted {shown.mountpoint}")
 
 
-def build(build: Build) -> None:
+def build(build: Build, json: bool) -> None:
     """Finish a build: convert to what was asked for and say where it lies."""
+    here: dict[str, str] = {}
+    converted = None
     if made := build.disk():
         disk = made.manifest["disk"]
-        build.console.line(
-            f"image {described(made)}  {size(disk['size'])} ({size(disk['allocated'])} on disk)  "
-            f"sha256 {disk['sha256'][:16]}"
-        )
-        artifacts.bring_home(build, made)
+        if not json:
+            build.console.line(
+                f"image {described(made)}  {size(disk['size'])} ({size(disk['allocated'])} on disk)  "
+                f"sha256 {disk['sha256'][:16]}"
+            )
+        here |= artifacts.bring_home(build, made)
     if build.flags.formats or build.settings.formats:
         wanted = convert.chosen(build.flags.formats, build.settings)
-        artifacts.bring_home(build, convert.order(build, wanted, build.resolution.epoch))
+        converted = convert.order(build, wanted, build.resolution.epoch)
+        here |= artifacts.bring_home(build, converted)
+    if json and made:
+        build.console.json(**result(build, made, converted, here))
+
+
+def result(
+    build: Build, made: wire.Disk, converted: wire.Converted | None, here: Mapping[str, str]
+) -> dict[str, Any]:
+    """What `build --json` tells; `here` as `artifacts.bring_home` returns it."""
+    keys = {layer.step.name: layer.key for layer in build.layers} | {"disk": made.manifest["key"]}
+    disk, found = made.manifest["disk"], build.resolution
+    return {
+        "image": made.image,
+        "here": here.get(made.image),
+        "manifest": artifacts.manifest(made.image),
+        **{name: disk[name] for name in ("size", "allocated", "sha256")},
+        "steps": [
+            {"step": name, "key": key, "state": build.ended[name][0], "seconds": build.ended[name][1]}
+            for name, key in keys.items()
+        ],
+        "package_set": {
+            "sha256": hashlib.sha256(found.lock().encode()).hexdigest(),
+            "packages": len(found.packages),
+            "epoch": found.epoch,
+            "lock": str(build.lock_file) if build.lock else None,
+        },
+        **(artifacts.converted(converted, here) if converted else {"artifacts": [], "beside": []}),
+    }

@@ -236,25 +236,33 @@ def _register(template: Template, settings: Settings) -> dict[str, Any]:
     }
 
 
-def convert(build: Build, formats: str, source: str = "", disk: str = "") -> None:
+def convert(build: Build, formats: str, source: str, disk: str, json: bool) -> None:
     """Convert the raw image, or another file, to the formats asked for, else to those of the definition."""
     if source:
-        made = build.order("convert", foreign(build, formats, source, disk))
-        if made and not build.host.remote:
-            build.console.note(f"in {made.folder}")
+        asked = foreign(build, formats, source, disk)
     else:
         if disk:
             raise BuildError("--disk is for a file of --from", "leave it out: our image has one disk")
         wanted = chosen(formats, build.settings)  # a wrong name is told before an image is asked for
-        made = order(build, wanted, artifacts.need_image(build).get("epoch", 0))
-    artifacts.bring_home(build, made)
+        asked = ours(build, wanted, artifacts.need_image(build).get("epoch", 0))
+    made = build.order("convert", asked)
+    if made and source and not build.host.remote:
+        build.console.note(f"in {made.folder}")
+    here = artifacts.bring_home(build, made)
+    if json and made:
+        facts = {"source": asked.image, "virtual_size": made.virtual_size, "guest_sha256": made.guest_sha256}
+        build.console.json(**facts, **artifacts.converted(made, here))
 
 
 def order(build: Build, wanted: Sequence[str], epoch: int) -> wire.Converted | None:
     """Have the host convert the raw image, now or without us (None)."""
+    return build.order("convert", ours(build, wanted, epoch))
+
+
+def ours(build: Build, wanted: Sequence[str], epoch: int) -> wire.Convert:
+    """The request for the raw image."""
     image, outdir = build.prospect.image, build.prospect.place.location
-    asked = request(build.loaded, wanted, image, outdir, epoch, build.settings.convert, location=outdir)
-    return build.order("convert", asked)
+    return request(build.loaded, wanted, image, outdir, epoch, build.settings.convert, location=outdir)
 
 
 def foreign(build: Build, formats: str, source: str, disk: str = "") -> wire.Convert:

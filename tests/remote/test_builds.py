@@ -129,6 +129,13 @@ def test_hosts_build_side_by_side_what_each_is_told(
     assert sha256(tmp_path / one / "tiny.img") == sha256(tiny.image)
     assert json.loads((tmp_path / other / "other.img.json").read_text())["image"] == "other"
     assert sha256(tmp_path / other / "other.img") != sha256(tiny.image)
+    printed = cli.succeed(*line, "--json", prefix=there.prefix, env=there.env)
+    lines = {row["host"]: row for row in map(json.loads, printed.splitlines())}
+    assert {host: (row["image"], row["here"]) for host, row in lines.items()} == {
+        one: ("/var/lib/images/ready/tiny.img", str(tmp_path / one / "tiny.img")),
+        other: ("/var/lib/images/second/other.img", str(tmp_path / other / "other.img")),
+    }
+    assert all(row["sha256"] == sha256(Path(row["here"])) for row in lines.values())
     shutil.rmtree(there.folder / "images/second")
 
 
@@ -241,13 +248,13 @@ def test_several_hosts_work_side_by_side_and_one_that_fails_stops_none(there: Bu
     assert "cannot reach build host 'nosuch.invalid'" in done.stderr
     for name in (hosts[0], hosts[2]):
         assert f"{name} | IMAGENAME" in done.stdout
-    rows = [line.split() for line in done.stdout.splitlines()[-4:]]
-    assert [row[:2] for row in rows] == [
-        ["HOST", "RESULT"],
-        [hosts[0], "ok"],
-        [hosts[1], "FAIL"],
-        [hosts[2], "ok"],
-    ]
+    table = [["HOST", "RESULT"], [hosts[0], "ok"], [hosts[1], "FAIL"], [hosts[2], "ok"]]
+    assert [line.split()[:2] for line in done.stdout.splitlines()[-4:]] == table
+    done = cli.inv("-H", ",".join(hosts), "config", "--json", *TINY, prefix=there.prefix, env=there.env)
+    assert done.returncode == 1
+    lines = {row["host"]: set(row) - {"host"} for row in map(json.loads, done.stdout.splitlines())}
+    assert lines == {hosts[0]: {"settings"}, hosts[1]: {"error", "hint"}, hosts[2]: {"settings"}}
+    assert [line.split()[:2] for line in done.stderr.splitlines()[:4]] == table
 
 
 def test_a_full_disk_there_is_told_before_anything_is_done(there: Buildhost) -> None:

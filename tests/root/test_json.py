@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import re
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -11,7 +13,7 @@ import pytest
 from build.engine.settings import Settings
 from tests import cli
 from tests.disks import one, usual
-from tests.images import STEPS, TINY, Built
+from tests.images import STEPS, TINY, Built, sha256
 
 PAGE = (cli.CHECKOUT / "docs/json.md").read_text(encoding="utf-8")
 
@@ -32,7 +34,7 @@ def line(verb: str, *arguments: str, status: int = 0) -> dict[str, Any]:
     assert done.returncode == status, done.stderr
     (only,) = done.stdout.splitlines()
     told: dict[str, Any] = json.loads(only)
-    assert set(told) == documented(verb)
+    assert set(told) == documented(verb.partition(".")[0])
     assert told["host"] == ""
     return told
 
@@ -97,9 +99,85 @@ def test_status_and_clean(tiny: Built) -> None:
     assert told["dry_run"] is True
 
 
-@pytest.mark.parametrize("verb", ["build", "convert", "boot"])
+def test_build(tiny: Built) -> None:
+    told = line("build", "--frozen", *tiny.flags)
+    assert (told["image"], told["here"]) == (str(tiny.image),) * 2
+    assert json.loads(Path(told["manifest"]).read_text()) == tiny.manifest
+    assert (told["size"], told["sha256"]) == (tiny.image.stat().st_size, sha256(tiny.image))
+    assert [row["step"] for row in told["steps"]] == [*STEPS, "disk"]
+    assert [row["key"] for row in told["steps"]] == [*tiny.manifest["layers"], tiny.manifest["key"]]
+    assert {(row["state"], row["seconds"]) for row in told["steps"]} == {("cached", 0.0)}
+    packages = tiny.manifest["packages"]
+    text = "".join(f"{p['name']} {p['version']} {p['arch']} {p['sha256']}\n" for p in packages)
+    assert told["package_set"] == {
+        "sha256": hashlib.sha256(text.encode()).hexdigest(),
+        "packages": len(packages),
+        "epoch": tiny.manifest["epoch"],
+        "lock": None,
+    }
+    assert (told["artifacts"], told["beside"]) == ([], [])
+
+
+@pytest.mark.parametrize("foreign", [False, True])
+def test_convert(foreign: bool, tmp_path: Path) -> None:
+    source = usual(tmp_path / "tiny.img")
+    own = (*TINY, "--set", f"location={tmp_path}")
+    where = ("--from", str(source), "--to", str(tmp_path / "to")) if foreign else own
+    told = line("convert", *where, "--formats", "vhd,qcow2")
+    assert (told["source"], told["guest_sha256"]) == (str(source), sha256(source))
+    assert told["virtual_size"] == source.stat().st_size
+    assert [(row["format"], row["state"]) for row in told["artifacts"]] == [
+        ("vhd", "built"),
+        ("qcow2", "built"),
+    ]
+    for row in told["artifacts"]:
+        file = Path(row["here"])
+        assert file.parent == (tmp_path / "to" if foreign else tmp_path)
+        assert json.loads(Path(row["manifest"]).read_text())["artifact"]["sha256"] == row["sha256"]
+        assert (row["size"], row["sha256"]) == (file.stat().st_size, sha256(file))
+        assert row["sha512"] == hashlib.sha512(file.read_bytes()).hexdigest()
+        assert row["md5"] == hashlib.md5(file.read_bytes()).hexdigest()
+    (again,) = line("convert.vhd", *where)["artifacts"]
+    assert again == {**told["artifacts"][0], "state": "cached", "seconds": 0.0}
+
+
+@pytest.mark.parametrize(
+    ("words", "what"),
+    [
+        (("build", "--frozen"), "no stored resolution for this image"),
+        (("build", "--set", "siute=trixie"), "--set siute: unknown key 'siute'"),
+        (("convert.vhd", "--from", "/nowhere/disk.img"), "there is no file /nowhere/disk.img"),
+        (("convert", "--formats", "vdh"), "unknown format 'vdh'"),
+    ],
+)
+def test_a_failure_is_a_line_too(words: tuple[str, ...], what: str, tmp_path: Path) -> None:
+    done = cli.inv(*words, "--json", *TINY, "--set", f"location={tmp_path}")
+    assert done.returncode == 1
+    told = json.loads(done.stdout)
+    assert set(told) == {"host", "error", "hint"}
+    assert (told["host"], told["error"]) == ("", what)
+    assert done.stderr.endswith(f"error: {told['error']}\n  hint: {told['hint']}\n")
+
+
+def test_each_verb_of_a_line_prints_its_own_and_the_others_print_none(tmp_path: Path) -> None:
+    words = ("config", "--json", "plan", "build", "--frozen", "--json", *TINY)
+    done = cli.inv(*words, "--set", f"location={tmp_path}")
+    told = [set(json.loads(row)) for row in done.stdout.splitlines()]
+    assert told == [documented("config"), {"host", "error", "hint"}]
+    assert "keepalived-render" in done.stderr
+
+
+@pytest.mark.parametrize("verb", ["disk", "boot", "render"])
 def test_a_verb_that_prints_none_says_so(verb: str) -> None:
-    assert f"{verb} has no flag --json" in cli.refuse(verb, "--json").replace("convert.all", "convert")
+    assert f"{verb} has no flag --json" in cli.refuse(verb, "--json")
+
+
+def test_the_page_lists_every_verb_that_has_the_flag() -> None:
+    from tasks import namespace
+
+    contexts = namespace.to_contexts()
+    verbs = {context.name.partition(".")[0] for context in contexts if "--json" in context.flags}
+    assert set(re.findall(r"^### (\S+)$", PAGE, re.M)) == verbs
 
 
 def test_quiet_leaves_results_and_errors(tiny: Built) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import json
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -100,7 +101,7 @@ def inv(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], tmp
             name=stock.name, binary=stock.binary, binary_names=stock.binary_names, version=stock.version
         )
         monkeypatch.setattr(invoke.main, "program", program)
-        monkeypatch.setattr(pipeline, "of", lambda context, json=False: Recorder(context, answer))
+        monkeypatch.setattr(pipeline, "of", lambda context: Recorder(context, answer))
         monkeypatch.setattr(remote, "connect", connection(answer, fail))
         for _, module in inspect.getmembers(verbs, inspect.ismodule):
             for name, verb in inspect.getmembers(module, inspect.isfunction):
@@ -227,6 +228,51 @@ def test_one_host_out_of_reach_does_not_stop_the_others(inv: Inv) -> None:
     assert "cannot reach build host 'h'" in answer.err
 
 
+# --- lines for programs ----------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("argv", [("build",), ("convert",), ("convert.all",), ("convert.vhd",), ("config",)])
+def test_several_hosts_print_their_table_beside_the_lines_of_json(inv: Inv, argv: tuple[str, ...]) -> None:
+    told = {
+        "host": "h",
+        "error": "cannot reach build host 'h'",
+        "hint": "try: ssh h true",
+    }
+    answer = inv("-H", "a,h", *argv, "--json", fail="h")
+    assert answer.code == 1
+    assert [json.loads(line) for line in answer.out.splitlines()] == [told]
+    rows = [line.split()[:2] for line in answer.err.splitlines()]
+    assert rows[:3] == [["HOST", "RESULT"], ["a", "ok"], ["h", "FAIL"]]
+    assert "error: cannot reach build host 'h'" in answer.err
+    plain = inv("-H", "a,h", *argv, fail="h")
+    assert [line.split()[:2] for line in plain.out.splitlines()] == rows[:3]
+
+
+@pytest.mark.parametrize(
+    ("argv", "lines"),
+    [
+        (("config", "--json"), 1),
+        (("config",), 0),
+        (("config", "plan", "--json"), 1),
+        (("plan", "--json", "config"), 1),
+        (("plan", "--json", "config", "--json"), 1),
+    ],
+    ids=str,
+)
+def test_a_verb_that_fails_prints_its_line_all_the_same(inv: Inv, argv: tuple[str, ...], lines: int) -> None:
+    answer = inv(*argv, hint="run: inv build")
+    assert answer.code == 1
+    told = {"host": "", "error": "it cannot be done", "hint": "run: inv build"}
+    assert [json.loads(line) for line in answer.out.splitlines()] == [told] * lines
+    assert answer.err == "error: it cannot be done\n  hint: run: inv build\n"
+
+
+def test_what_is_left_to_a_host_has_no_result_to_print(inv: Inv) -> None:
+    answer = inv("build", "--json", "--detach")
+    assert (answer.code, answer.calls, answer.out) == (2, [], "")
+    assert "--detach does not wait for it\n  hint: leave one of them out" in answer.err
+
+
 # --- the flags -------------------------------------------------------------------------------------
 
 
@@ -304,6 +350,9 @@ def test_a_flag_of_one_line_is_not_there_in_the_next(inv: Inv) -> None:
         (("doctor", "--json"), ("doctor", (False, False, True))),
         (("doctor", "--cache"), ("doctor", (False, True, False))),
         (("status", "--json"), ("status", (True,))),
+        (("convert", "--json", "--formats", "vhd"), ("convert", ("vhd", "", "", True))),
+        (("convert.all",), ("convert", ("", "", "", False))),
+        (("convert.vhd", "--from", "x.ova", "--json"), ("convert", ("vhd", "x.ova", "", True))),
         (("inspect", "--json", "x.vhd"), ("inspect", ("x.vhd", "", "", False, True))),
         (("params", "--type", "router", "--set", "a.b=2"), ("params", ("router",))),
         (("--set", "a.b=2", "params", "router"), ("params", ("router",))),
@@ -329,6 +378,13 @@ def test_arguments_reach_their_verb(
     answer = inv(*argv)
     assert (answer.code, answer.err) == (0, "")
     assert [(name, given) for _, name, given in answer.calls] == [call]
+
+
+@pytest.mark.parametrize("flags", [(), ("--json",)])
+def test_a_build_is_asked_for_its_line_once_its_disk_is_there(inv: Inv, flags: tuple[str, ...]) -> None:
+    answer = inv("build", *flags)
+    assert answer.verbs == CHAIN
+    assert answer.calls[-1] == ("", "build", (bool(flags),))
 
 
 def test_formats_reach_the_build(inv: Inv) -> None:
