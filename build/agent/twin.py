@@ -204,7 +204,8 @@ def build(second: Second) -> Path:
             os.chown(path, owner.st_uid, owner.st_gid)
     else:
         debs.symlink_to(f"{second.order.place.location}/debs")
-    settings = {**second.settings, "location": str(location), "imageloc": ""}
+    # A setting's name behind a `$` would be filled in.
+    settings = {**second.settings, "location": str(location).replace("$", "$$"), "imageloc": ""}
     own = [word for key, value in settings.items() for word in ("--set", f"{key}={value}")]
     words = process.tied([second.python, "-m", "invoke", *second.order.line, *own])
     environment = {**process.environment(second.order.environment), **second.environment}

@@ -13,7 +13,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated, Any, Literal, TypeGuard, get_args, get_origin
-from urllib.parse import urlsplit
 
 import yaml
 from pydantic import (
@@ -29,7 +28,7 @@ from pydantic import (
 )
 
 from build import debian
-from build.engine import cloudstack, sources
+from build.engine import cloudstack, references, sources, urls
 from build.engine.errors import BuildError
 from build.engine.options import Options, Ovf, Qcow2
 from build.engine.password import check_hash
@@ -47,8 +46,18 @@ BOOT_PACKAGES: Mapping[str, str] = {"bios": "grub-pc-bin", "uefi": "systemd-boot
 """Package that brings the boot code of each firmware."""
 
 
+MIRRORS = ("http", "https", "file")
+"""Schemes of URLs that files are read from."""
 SECRETS = ("password", "password_hash")
 """Settings that neither a committed file nor a command line may hold, and nothing shows."""
+
+
+class NearlyRight(ValueError):
+    """A value is refused that a hint can put right."""
+
+    def __init__(self, what: str, hint: str) -> None:
+        super().__init__(what)
+        self.hint = hint
 
 
 def _named(pattern: str, what: str) -> AfterValidator:
@@ -216,9 +225,10 @@ class Settings(Part):
             raise ValueError("use letters, digits, dots and dashes only, at most 64")
         return value
 
-    @field_validator("location", "mountpoint", "imageloc", "keyring")
+    @field_validator(*references.PATHS)
     @classmethod
     def _check_absolute(cls, value: str, info: ValidationInfo) -> str:
+        value = re.sub("/+", "/", value)
         if value == "/":
             raise ValueError("the root directory of the host cannot be used")
         if value and (not value.startswith("/") or os.path.normpath(value) != value.rstrip("/")):
@@ -239,22 +249,15 @@ class Settings(Part):
     @field_validator("debian_mirror", "security_mirror", "apt_proxy", "image_mirror", "download_url")
     @classmethod
     def _check_url(cls, value: str, info: ValidationInfo) -> str:
+        written = value
         if info.field_name in ("debian_mirror", "security_mirror") and "{snapshot}" in value:
             if not info.data.get("snapshot"):
                 raise ValueError("set snapshot, which stands for {snapshot}")
             value = value.replace("{snapshot}", info.data["snapshot"])
-        schemes = [
-            "http",
-            "https",
-            *(["file"] if info.field_name not in ("apt_proxy", "image_mirror") else []),
-        ]
-        if value and not re.fullmatch(rf"({'|'.join(schemes)})://[^\s\"'\[\]]+", value):
-            raise ValueError(f"use a URL that starts with {' or '.join(f'{name}://' for name in schemes)}")
-        try:
-            parts = urlsplit(value)
-            _ = (parts.hostname or "").encode("idna"), parts.port
-        except ValueError:
-            raise ValueError("the URL names no host or no port that there can be") from None
+        schemes = ("http", "https") if info.field_name in ("apt_proxy", "image_mirror") else MIRRORS
+        if value and (what := urls.fault(value, schemes)):
+            right = urls.in_full(written, schemes)
+            raise NearlyRight(what, f"write {right}") if right else ValueError(what)
         return value.rstrip("/")
 
     @field_validator("snapshot")
@@ -406,6 +409,8 @@ def load(
         origins = {name: origin for name, origin in origins.items() if not name.startswith(f"{key}.")}
         origins[leaf.path[0]] = origins[key] = leaf.origin
         origins |= {f"{key}.{number}": origin for number, origin in enumerate(leaf.items)}
+    defaults = {name: field.default for name, field in Settings.model_fields.items()}
+    values = references.fill_in(values, defaults, origins)
     try:
         settings = Settings.model_validate(values)
     except ValidationError as error:
@@ -515,8 +520,10 @@ PLAIN: Mapping[str, str] = {
 
 def _explain(error: ValidationError, origins: Mapping[str, str]) -> BuildError:
     """Say where, which key, what is wrong with it, and what it was; a secret's value is never shown."""
-    lines = []
+    lines, hints = [], []
     for problem in error.errors(include_url=False):
+        if isinstance(nearly := problem.get("ctx", {}).get("error"), NearlyRight):
+            hints.append(nearly.hint)
         path = [str(part) for part in problem["loc"]]
         prefixes = (".".join(path[:count]) for count in range(len(path), 0, -1))
         message = problem["msg"].removeprefix("Value error, ")
@@ -529,7 +536,8 @@ def _explain(error: ValidationError, origins: Mapping[str, str]) -> BuildError:
         key = ".".join(part for part in path if not part.isdigit())
         parts = (where or _mentioned(message, origins), "" if where.endswith(key) else key, message + shown)
         lines.append(": ".join(part for part in parts if part))
-    return BuildError("\n       ".join(lines), "correct it; .env.example tells every key and its meaning")
+    hint = "; ".join(hints) or "correct it; .env.example tells every key and its meaning"
+    return BuildError("\n       ".join(lines), hint)
 
 
 def _mentioned(message: str, origins: Mapping[str, str]) -> str:

@@ -15,7 +15,7 @@ from typing import Any
 from urllib.parse import quote, urlsplit
 
 from build import wire
-from build.engine import cloudstack
+from build.engine import cloudstack, urls
 from build.engine.errors import BuildError
 from build.engine.pipeline import Build
 from build.printable import printable
@@ -154,7 +154,9 @@ def check_url(flag: str, url: str) -> str:
     except ValueError:
         good = False
     if not good or not re.fullmatch(r"[!-~]+", url):
-        raise BuildError(f"{flag} {url!r} is no URL of HTTP", f"write {flag} https://HOST/...")
+        right = urls.in_full(url, ("https", "http"))
+        hint = f"write {flag} {right if right and right != url else 'https://HOST/...'}"
+        raise BuildError(f"{flag} {url!r} is no URL of HTTP", hint)
     return url.rstrip("/")
 
 

@@ -7,6 +7,7 @@ import re
 from collections.abc import Iterator, Sequence
 
 from build import wire
+from build.engine import references
 from build.engine.errors import BuildError
 from build.engine.pipeline import Build
 from build.verbs import convert
@@ -70,6 +71,8 @@ def _line(build: Build, formats: Sequence[str]) -> Iterator[str]:
     for override in build.flags.overrides:
         if override.partition("=")[0].lower() not in OWN:
             yield from ("--set", override)
+    # It may lie in the first LOCATION.
+    yield from ("--set", f"keyring={references.literal(build.settings.keyring)}")
     if build.flags.unlocked:
         yield "--unlocked"
 

@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from build.engine import settings, sources
+from build.engine import references, settings, sources
 from build.engine.errors import BuildError
 from build.engine.settings import KERNELS, Loaded, Settings
 
@@ -142,9 +142,11 @@ def test_size_is_made_even(load: Load, asked: int, got: int) -> None:
             "debian_mirror: mirror.example",
             "image.yaml:1: debian_mirror: use a URL that starts with http:// or",
         ),
-        ("debian_mirror: 'http://a b'", "image.yaml:1: debian_mirror: use a URL"),
+        ("debian_mirror: 'http://a b'", "image.yaml:1: debian_mirror: use a URL without blanks"),
+        ("debian_mirror: 'http:///debian'", "image.yaml:1: debian_mirror: the URL names no host"),
         ("debian_mirror: 'http://a..b/'", "image.yaml:1: debian_mirror: the URL names no host"),
         ("apt_proxy: 'http://a:70000'", "image.yaml:1: apt_proxy: the URL names no host or no port"),
+        ("apt_proxy: 'http://a:0'", "image.yaml:1: apt_proxy: the URL names no host or no port"),
         ("apt_proxy: file:///x", "image.yaml:1: apt_proxy: use a URL that starts with http:// or https://"),
         ("image_mirror: file:///x", "image.yaml:1: image_mirror: use a URL"),
         ("components: []", "image.yaml:1: components: name at least one"),
@@ -264,7 +266,174 @@ def test_a_release_whose_scripts_are_python_2_is_refused(load: Load, written: st
     assert "use 4.20.0 or later" in text
 
 
-@pytest.mark.parametrize("url", ["ftp://h/x", "files.example/x", "http://a b/"])
+OWN = {
+    "imagename": "own",
+    "location": "/srv/images/",
+    "mountpoint": "/mnt/$IMAGENAME/",
+    "imageloc": "$LOCATION/${IMAGENAME}.img",
+    "keyring": "${SYSTEMVM_LOCATION}/keys/$suite-$ARCH.gpg",
+}
+"""As scripts have them that a shell reads."""
+
+
+@pytest.mark.parametrize("source", ["definition", "environment", "dotenv", "flags"])
+def test_settings_stand_in_paths_whichever_source_has_them(load: Load, source: str) -> None:
+    variables = {f"SYSTEMVM_{name.upper()}": value for name, value in OWN.items()}
+    loaded = {
+        "definition": lambda: load("".join(f"{name}: {value}\n" for name, value in OWN.items())),
+        "environment": lambda: load(environ=variables),
+        "dotenv": lambda: load(dotenv="".join(f"{name}={value}\n" for name, value in variables.items())),
+        "flags": lambda: load("", *(f"{name}={value}" for name, value in OWN.items())),
+    }[source]()
+    given = loaded.settings
+    assert (given.location, given.mountpoint) == ("/srv/images", "/mnt/own")
+    assert (given.imageloc, given.keyring) == ("/srv/images/own.img", "/srv/images/keys/bookworm-amd64.gpg")
+
+
+def test_a_name_stands_for_the_value_in_force_wherever_that_comes_from(load: Load) -> None:
+    dotenv = "SYSTEMVM_LOCATION=/old/\nSYSTEMVM_IMAGELOC=$LOCATION/$IMAGENAME.img\n"
+    loaded = load("hostname: h1", "location=/srv/$HOSTNAME", dotenv=dotenv)
+    assert loaded.settings.imageloc == "/srv/h1/systemvm.img"
+    assert loaded.origins["imageloc"] == ".env:2"
+    beside = load("", "location=/srv/x//", "imageloc=$LOCATION.img").settings
+    assert (beside.location, beside.imageloc) == ("/srv/x", "/srv/x.img")
+
+
+@pytest.mark.parametrize(
+    ("written", "path"),
+    [
+        ("/srv/a$$b", "/srv/a$b"),
+        ("/srv/$$IMAGENAME", "/srv/$IMAGENAME"),
+        ("/srv/$$$ARCH", "/srv/$amd64"),
+        ("/srv/${arch}64/", "/srv/amd6464"),
+        ("/srv//images//", "/srv/images"),
+        ("//srv", "/srv"),
+    ],
+)
+def test_a_path_is_taken_without_what_does_not_matter(load: Load, written: str, path: str) -> None:
+    assert load("", f"location={written}").settings.location == path
+    assert load("", f"location={references.literal(path)}").settings.location == path
+
+
+@pytest.mark.parametrize(
+    ("overrides", "told"),
+    [
+        (
+            ("imageloc=$LOCATON/x.img",),
+            "--set imageloc: $LOCATON is no setting that can stand in a path | did you mean 'location'?",
+        ),
+        (
+            ("imageloc=/srv/$NAME.img",),
+            "$NAME is no setting that can stand in a path | it is called 'imagename'",
+        ),
+        (
+            ("location=${HOME}/images",),
+            "--set location: ${HOME} is no setting that can stand in a path | known: arch,",
+        ),
+        (
+            ("location=$PASSWORD",),
+            "--set location: $PASSWORD is no setting that can stand in a path | known: ",
+        ),
+        (("location=/srv/${}",), "--set location: ${} is no setting that can stand in a path"),
+        (
+            ("imageloc=$LOCATION/$IMAGENAME.img",),
+            "--set imageloc: $LOCATION has no value | set location, or write the path out",
+        ),
+        (("location=/srv/$CLOUDSTACK_RELEASE",), "$CLOUDSTACK_RELEASE has no value | set cloudstack_release"),
+        (
+            ("location=$LOCATION/x",),
+            "--set location: it leads back to itself: location -> location | write one",
+        ),
+        (
+            ("location=$MOUNTPOINT/x", "imageloc=$LOCATION/x", "mountpoint=$IMAGELOC"),
+            "leads back to itself: location -> mountpoint -> imageloc -> location | write one of them out",
+        ),
+        (
+            ("location=/srv/$(hostname)",),
+            "--set location: a '$' without a name | write $NAME of a setting, or $$",
+        ),
+        (("location=/srv/${IMAGENAME",), "--set location: a '$' without a name"),
+        (("location=/srv/x$",), "--set location: a '$' without a name"),
+        (("imagename=$HOSTNAME",), "--set imagename: use letters, digits"),
+        (("location=$IMAGENAME",), "--set location: use an absolute path"),
+    ],
+)
+def test_what_cannot_be_filled_in_is_refused(load: Load, overrides: tuple[str, ...], told: str) -> None:
+    text = refused(load, "", *overrides, environ={"SYSTEMVM_PASSWORD": "geheim"})
+    assert told in text
+    assert "geheim" not in text
+
+
+def test_a_name_that_cannot_be_filled_in_says_where_it_stands(load: Load) -> None:
+    assert refused(load, "location: /srv\nimageloc: $X/y").startswith("image.yaml:2: imageloc: $X is no")
+    assert refused(load, dotenv="SYSTEMVM_IMAGELOC=$X/y").startswith(".env:1: imageloc: $X is no")
+    told = refused(load, environ={"SYSTEMVM_IMAGELOC": "$X/y"})
+    assert told.startswith("environment SYSTEMVM_IMAGELOC: imageloc: $X is no")
+
+
+def test_nothing_but_paths_is_filled_in(load: Load) -> None:
+    loaded = load("vrrp: {check_script: /opt/$IMAGENAME}", "names.raw=$IMAGENAME.raw")
+    assert loaded.settings.vrrp.check_script == "/opt/$IMAGENAME"
+    assert loaded.settings.names == {"raw": "$IMAGENAME.raw"}
+
+
+URLS = ("debian_mirror", "security_mirror", "apt_proxy", "image_mirror", "download_url")
+
+
+@pytest.mark.parametrize("name", URLS)
+@pytest.mark.parametrize(
+    ("written", "right"),
+    [
+        ("deb.example.org/debian", "http://deb.example.org/debian"),
+        ("cacher:3142", "http://cacher:3142"),
+        ("192.0.2.1", "http://192.0.2.1"),
+        ("//deb.example.org/debian/", "http://deb.example.org/debian/"),
+        ("https:/deb.example.org/debian", "https://deb.example.org/debian"),
+        ("http:deb.example.org", "http://deb.example.org"),
+        ("HTTPS://deb.example.org", "https://deb.example.org"),
+        ("ftp://deb.example.org/debian", "http://deb.example.org/debian"),
+        ("me:secret@deb.example.org/debian", "http://me:secret@deb.example.org/debian"),
+    ],
+)
+def test_a_url_that_lacks_its_beginning_gets_it_in_the_hint(
+    load: Load, name: str, written: str, right: str
+) -> None:
+    text = refused(load, f"{name}: {written}")
+    assert text.startswith(f"image.yaml:1: {name}: use a URL that starts with http://")
+    assert text.endswith(f" | write {right}")
+    assert getattr(load(f"{name}: {right}").settings, name) == right.rstrip("/")
+
+
+@pytest.mark.parametrize("name", URLS)
+@pytest.mark.parametrize(
+    "written",
+    ["'deb example'", "nas:/srv/debian", "http;//deb.example.org", "http://", "'-'", "host:99999/x"],
+)
+def test_what_is_near_no_url_gets_no_guess(load: Load, name: str, written: str) -> None:
+    assert refused(load, f"{name}: {written}").endswith(
+        " | correct it; .env.example tells every key and its meaning"
+    )
+
+
+@pytest.mark.parametrize("written", ["/srv/debian", "file:/srv/debian", "FILE:///srv/debian"])
+def test_a_folder_of_this_host_is_no_url_yet(load: Load, written: str) -> None:
+    for name in ("debian_mirror", "security_mirror", "download_url"):
+        assert refused(load, f"{name}: {written}").endswith(" | write file:///srv/debian")
+    for name in ("apt_proxy", "image_mirror"):
+        assert "file:///" not in refused(load, f"{name}: {written}")
+
+
+def test_a_snapshot_s_mirror_is_written_in_full_with_its_field(load: Load) -> None:
+    text = refused(load, "snapshot: 20261127T090000Z\ndebian_mirror: snapshot.example/{snapshot}")
+    assert text.endswith(" | write http://snapshot.example/{snapshot}")
+
+
+def test_each_url_gets_its_own_hint(load: Load) -> None:
+    text = refused(load, "debian_mirror: deb.example\napt_proxy: cacher:3142")
+    assert text.endswith(" | write http://cacher:3142; write http://deb.example")
+
+
+@pytest.mark.parametrize("url", ["ftp://h/x", "files.example/x"])
 def test_where_artifacts_are_served_from_is_a_url(load: Load, url: str) -> None:
     assert "use a URL that starts with http:// or https:// or file://" in refused(
         load, f"download_url: {url}"
