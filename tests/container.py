@@ -17,10 +17,9 @@ from build.agent.sandbox import BuildPaths
 from tests import dhcp as server
 from tests.images import Built
 from tests.system_vm import CMDLINE, answers, script
+from tests.waiting import LONG
 
 Result = TypeVar("Result")
-LIMIT = 400.0
-"""Seconds for a conversation; one takes some five on an idle machine."""
 NICS = 4
 """As many as the largest type has."""
 IMPATIENT = {
@@ -61,7 +60,7 @@ def converse(
 
     async def talk() -> Result:
         async with (
-            asyncio.timeout(LIMIT),
+            asyncio.timeout(LONG),
             container.running(spec, work, name, lambda _line, _ended: None) as guest,
         ):
             told = await conversation(guest)

@@ -11,10 +11,11 @@ from typing import Any, TypeVar
 
 from build.agent.guest import last_words, media, qemu
 from build.agent.verbs import verify
+from tests.waiting import LONG
 
 Result = TypeVar("Result")
-LIMIT = 1200.0
-"""Seconds for a conversation; an emulated system on a busy machine is up after some 100."""
+LIMIT = 2 * LONG
+"""Seconds for a conversation; an emulated system is up after some 30."""
 
 SMALL = qemu.Machine()
 """BIOS, 256 MiB, a virtio disk, no network."""

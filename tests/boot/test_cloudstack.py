@@ -1,8 +1,9 @@
 """A system VM as a cloud starts it, booted: what only a machine of its own can show, and a pair.
 
-The full image is booted once, up to where it waits for its parameters; every test goes on from there. Every
-type, bad parameters and none, and scripts that came later are asked of its tree in containers, which takes a
-fortieth of the time: `tests/root/test_system_vms.py`.
+The full image is booted once, up to where it waits for its parameters; every test goes on from there. In every
+run a router is rehearsed from its start to its reboot (`test_rehearsal.py`), and every type, bad parameters and
+none, scripts that come later and a pair are asked of the image's tree in containers, which takes a fortieth of
+the time (`tests/root/test_system_vms.py`).
 """
 
 from __future__ import annotations
@@ -42,6 +43,7 @@ from tests.system_vm import (
     check_scripts,
     script,
 )
+from tests.waiting import LONG
 
 pytestmark = pytest.mark.boot
 
@@ -73,7 +75,7 @@ anew
 meanwhile: a busy machine would use it up. Scripts are waited for one second only."""
 PATIENT = "rm /run/systemd/system/cloud-early-config.service.d/zz-test.conf; systemctl daemon-reload"
 """Gives back the real time for which scripts are waited for; elsewhere nobody brings any."""
-PATIENCE = 400.0
+PATIENCE = 2 * LONG
 """Seconds for anything that is waited for; an emulated guest on a busy machine is slow."""
 
 
@@ -211,6 +213,7 @@ KERNEL = {
 """What only a kernel and a disk of its own can show."""
 
 
+@pytest.mark.soak(220)
 def test_a_router_comes_up_in_256_mib(waiting: Waiting, key: Path, tmp_path: Path) -> None:
     expected, line, port = TYPES["router"], boot_args("router", key), free_port()
 
@@ -260,6 +263,7 @@ async def copy(port: int, key: Path, *files: Path, to: str = "/var/cache/cloud/"
     assert await child.wait() == 0
 
 
+@pytest.mark.soak(220)
 def test_scripts_of_a_management_server_go_on_in_the_same_boot(
     waiting: Waiting, key: Path, tmp_path: Path
 ) -> None:
@@ -286,6 +290,7 @@ GATEWAY = "10.1.1.1"
 INTERVAL = 2
 
 
+@pytest.mark.soak(220)
 def test_a_pair_on_one_network_fails_over(waiting: Waiting, tmp_path: Path) -> None:
     """Two guests with the lines that `inv params` composes; one is killed, the other has the gateway."""
     macs = ["02:00:0a:01:01:02", "02:00:0a:01:01:03"]
@@ -311,7 +316,7 @@ def test_a_pair_on_one_network_fails_over(waiting: Waiting, tmp_path: Path) -> N
         assert await output(guest, "systemctl is-active keepalived conntrackd") == "active\nactive"
 
     async def told(net: Network) -> None:
-        async with asyncio.timeout(2 * PATIENCE), plugged_in(net, "first") as first:
+        async with asyncio.timeout(PATIENCE), plugged_in(net, "first") as first:
             await joined(first, 0)
             await net.answer(GATEWAY, "10.1.1.9", macs[0])
             async with plugged_in(net, "second") as second:

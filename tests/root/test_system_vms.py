@@ -7,17 +7,22 @@ What only a kernel, a firmware or a disk of its own can show is asked of a boote
 from __future__ import annotations
 
 import asyncio
+import json
 import subprocess
 import tarfile
+import time
 from collections.abc import Awaitable, Callable
+from contextlib import AbstractAsyncContextManager
 from pathlib import Path
 
 import pytest
 
-from build.agent.guest.container import Container
+from build.agent.guest.container import Container, Nic, Spec, running
+from build.keepalived_render import failover_bound
+from build.verbs import boot_line as params
 from tests import guest as lines
 from tests import standin
-from tests.container import IMPATIENT, cabled, converse, copy, deliver, dhcp, facts, logged_in, ssh
+from tests.container import IMPATIENT, cabled, converse, copy, deliver, dhcp, facts, logged_in, place, ssh
 from tests.images import Built
 from tests.system_vm import (
     ANSWERED_LATER,
@@ -31,6 +36,7 @@ from tests.system_vm import (
     check,
     check_scripts,
 )
+from tests.waiting import LONG
 
 pytestmark = pytest.mark.root
 
@@ -182,3 +188,91 @@ def test_scripts_of_a_management_server_go_on_in_the_same_boot(
 
     nics = cabled(expected.control, expected.addresses[f"eth{expected.control}"])
     check_scripts(kind, converse(system, tmp_path, conversation, nics, files={}, name=kind), vms)
+
+
+# --- a redundant pair ------------------------------------------------------------------------------
+
+GATEWAY, CLIENT = "10.1.1.1", "10.1.1.9/24"
+INTERVAL = 2
+MACS = {"PRIMARY": "02:00:0a:01:01:02", "BACKUP": "02:00:0a:01:01:03"}
+
+
+async def join(survivor: Container, other: Container) -> None:
+    """Make one network of the first NICs of two containers, with a client in it; it ends with the first."""
+    lines = [
+        "link add guests type bridge",
+        "link set out0 master guests",
+        f"link add first type veth peer name second netns {other.outside}",
+        "link set first up master guests",
+        f"address add {CLIENT} dev guests",
+        "link set guests up",
+    ]
+    await beside(survivor, *lines)
+    await beside(other, "link add guests type bridge", "link set out0 master guests", *ups("second guests"))
+
+
+def ups(names: str) -> list[str]:
+    master = [f"link set {name} master guests" for name in names.split() if name != "guests"]
+    return [*master, *(f"link set {name} up" for name in names.split())]
+
+
+async def beside(guest: Container, *lines: str) -> None:
+    done = await guest.run(guest.beside("ip", "-batch", "-"), "\n".join([*lines, ""]).encode())
+    assert done.returncode == 0, done.stderr
+
+
+async def has_gateway(survivor: Container, mac: str) -> float:
+    """Wait until the client finds the gateway at this address; returns when (monotonic seconds)."""
+    ask = f"ip neigh flush dev guests; echo >/dev/udp/{GATEWAY}/9; sleep 0.1; ip neigh show {GATEWAY}"
+    while mac not in (await survivor.run(survivor.beside("bash", "-c", ask))).stdout:
+        await asyncio.sleep(0.05)
+    return time.monotonic()
+
+
+async def state(guest: Container) -> str:
+    return await guest.output("/opt/cloud/bin/checkrouter.sh")
+
+
+def test_a_redundant_pair_fails_over(system: Built, tmp_path: Path) -> None:
+    """Both by the lines that `inv params` composes; one is killed, the other has the gateway in time.
+
+    What conntrackd tells the other one belongs to a kernel of one's own: tests/boot/test_cloudstack.py.
+    """
+
+    def composed(wanted: str) -> str:
+        number = MACS[wanted][-1]
+        own = {"name": f"r-{number}-VM", "guest.ip": f"10.1.1.{number}", "control.ip": f"169.254.1.{number}"}
+        return params.compose("router", {params.INTERVAL: str(INTERVAL), "state": wanted, **own})
+
+    def started(wanted: str) -> AbstractAsyncContextManager[Container]:
+        nics = (Nic(mac=MACS[wanted]), Nic(), Nic())
+        spec = Spec(place(system), tuple(system.manifest["layers"]), nics, files=IMPATIENT)
+        return running(spec, tmp_path, wanted, lambda _line, _ended: None)
+
+    async def joined(guest: Container, wanted: str) -> None:
+        await deliver(guest, composed(wanted))
+        assert (await facts(guest, {"state": QUESTIONS["state"]}))["state"] == "running"
+        assert await guest.output("systemctl is-active keepalived") == "active"
+
+    async def story() -> float:
+        async with asyncio.timeout(LONG), started("BACKUP") as second, started("PRIMARY") as first:
+            await join(second, first)
+            await joined(first, "PRIMARY")
+            await has_gateway(second, MACS["PRIMARY"])
+            await joined(second, "BACKUP")
+            assert (await state(first), await state(second)) == ("Status: PRIMARY", "Status: BACKUP")
+            merged = json.loads(await second.output("cat /etc/cloudstack/cmdline.json"))
+            assert merged["config"]["redundant_state"] == "BACKUP"
+            assert " state DOWN " in await second.output("ip -o link show dev eth2")
+            killed = time.monotonic()
+            await first.close()
+            took = await has_gateway(second, MACS["BACKUP"]) - killed
+            noted = "until grep -q PRIMARY /etc/cloudstack/cmdline.json; do sleep 0.5; done"
+            await second.output(noted)
+            assert await state(second) == "Status: PRIMARY"
+            return took
+
+    took = asyncio.run(story())
+    print(f"interval {INTERVAL}: the other router answered after {took:.2f} s")
+    # A busy machine is late, but never early.
+    assert 2 * INTERVAL <= took <= failover_bound(INTERVAL, 100) + 20
