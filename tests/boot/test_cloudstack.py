@@ -1,9 +1,9 @@
 """A system VM as a cloud starts it, booted: what only a machine of its own can show, and a pair.
 
-The full image is booted once, up to where it waits for its parameters; every test goes on from there. In every
-run a router is rehearsed from its start to its reboot (`test_rehearsal.py`), and every type, bad parameters and
-none, scripts that come later and a pair are asked of the image's tree in containers, which takes a fortieth of
-the time (`tests/root/test_system_vms.py`).
+The full image is booted once, up to where it waits for its parameters; every test goes on from there. In
+every run a router is rehearsed from its start to its reboot (`test_rehearsal.py`), and every type, bad
+parameters and none, scripts that come later and a pair are asked of the image's tree in containers, which
+takes a fortieth of the time (`tests/root/test_system_vms.py`).
 """
 
 from __future__ import annotations

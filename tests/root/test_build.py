@@ -10,6 +10,7 @@ from pathlib import Path
 
 import pytest
 
+from build.engine.references import literal
 from tests import cli, ordinary
 from tests.images import STEPS, TINY, Built, copied_resolution, link, sha256
 from tests.root.test_layers import ODD
@@ -39,7 +40,7 @@ def test_a_location_may_have_any_name_and_the_tool_be_another(tiny: Built, tmp_p
     place = tmp_path / "a b" / ODD
     place.parent.mkdir()
     copied_resolution(tiny, place)
-    flags = (*TINY, "--set", f"location={place}", "--set", "bootstrap=debootstrap")
+    flags = (*TINY, "--set", f"location={literal(str(place))}", "--set", "bootstrap=debootstrap")
     cli.succeed("build", *flags, "--frozen", "--formats", "vhd")
     manifest = json.loads((place / "tiny.img.json").read_text())
     assert (manifest["settings"]["bootstrap"], tiny.manifest["settings"]["bootstrap"]) == (

@@ -16,6 +16,7 @@ from pathlib import Path
 
 import pytest
 
+from build.engine.references import literal
 from tests import cli, mirror
 from tests.images import Built
 from tests.mirror import Deb, Key, Mirror
@@ -338,7 +339,7 @@ def test_what_is_locked_is_built_without_a_network_and_has_the_same_bytes(
     image = ("--image", str(tmp_path / "config/tiny.yaml"))
     cli.succeed("lock", *image, "--set", f"location={tiny.location}")
     other = tmp_path / "o t" / ODD
-    flags = (*image, "--set", f"location={other}")
+    flags = (*image, "--set", f"location={literal(str(other))}")
     shutil.copytree(tiny.location / "debs", other / "debs", copy_function=os.link)
     shown = cli.succeed("build", "--offline", *flags, prefix=("unshare", "--net"))
     assert "nobody was asked" in shown
