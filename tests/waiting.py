@@ -28,6 +28,11 @@ def stalled() -> float:
         return 0.0
 
 
+def tells_stalls() -> bool:
+    """Whether this kernel tells them."""
+    return PRESSURE.exists()
+
+
 class Deadline:
     """So many seconds of an idle machine from now."""
 
@@ -38,7 +43,7 @@ class Deadline:
     def over(self) -> bool:
         """Whether they are over."""
         passed = time.monotonic() - self._began
-        if not PRESSURE.exists():
+        if not tells_stalls():
             return passed > BUSY * self.seconds
         return passed - (stalled() - self._stalled) > self.seconds or passed > BUSY * self.seconds
 

@@ -105,7 +105,10 @@ def test_sudo_is_asked_once_and_runs_what_needs_root(home: Path) -> None:
     ("sudoers", "says"),
     [
         (SUDOERS, "1 incorrect password attempt"),
-        (SUDOERS.replace(ordinary.NAME, "nobody"), "is not in the sudoers file"),
+        pytest.param(
+            *(SUDOERS.replace(ordinary.NAME, "nobody"), "is not in the sudoers file"),
+            marks=pytest.mark.soak(15),
+        ),
     ],
     ids=["wrong password", "not in sudoers"],
 )
