@@ -18,7 +18,10 @@ PATHS = ("location", "mountpoint", "imageloc", "keyring")
 """Settings that are paths on the build host, where others may stand."""
 NAMES = (*PATHS, "imagename", "hostname", "suite", "arch", "cloudstack_release")
 """Settings that may stand there."""
-_REFERENCE = re.compile(r"\$(?:(?P<dollar>\$)|(?P<plain>[A-Za-z_][A-Za-z0-9_]*)|\{(?P<braced>[^{}]*)\})?")
+_REFERENCE = re.compile(
+    r"\$(?:(?P<dollar>\$)|(?P<plain>[A-Za-z_][A-Za-z0-9_]*)|\{(?P<braced>[^{}]*)\}|(?P<other>[{(]))"
+)
+"""A dollar sign before anything else is one, as in a shell."""
 
 
 def literal(path: str) -> str:
@@ -46,10 +49,9 @@ def _filled(name: str, values: Mapping[str, Any], origins: Mapping[str, str], ab
     def value_of(reference: re.Match[str]) -> str:
         if reference["dollar"]:
             return "$"
-        word = reference["plain"] or reference["braced"]
-        if word is None:
-            raise refused("a '$' without a name", "write $NAME of a setting, or $$ for a '$'")
-        other = word.upper().removeprefix(PREFIX).lower()
+        if reference["other"]:
+            raise refused(f"'{reference[0]}' is for a shell", "write $NAME of a setting, or $$ for a '$'")
+        other = (reference["plain"] or reference["braced"]).upper().removeprefix(PREFIX).lower()
         if other not in NAMES:
             near = nearest(other, NAMES)
             hint = near if near.endswith("?") else f"{near}; write $$ for a '$'"
