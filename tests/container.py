@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import ipaddress
+import subprocess
 import sys
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from contextlib import asynccontextmanager
@@ -11,6 +12,7 @@ from pathlib import Path
 from typing import TypeVar
 
 from build.agent import process
+from build.agent.events import Failure
 from build.agent.guest import container
 from build.agent.guest.container import Container, Nic
 from build.agent.sandbox import BuildPaths
@@ -134,3 +136,38 @@ async def dhcp(guest: Container, number: int, address: str) -> AsyncIterator[Non
     finally:
         child.kill()
         await child.wait()
+
+
+HOST = """
+ip -br link; ip -br addr; nft list ruleset; hostname
+grep -rs . /proc/sys/kernel/panic /proc/sys/kernel/printk /proc/sys/kernel/sysrq /proc/sys/vm/swappiness \\
+    /proc/sys/vm/panic_on_oom /proc/sys/vm/vfs_cache_pressure /proc/sys/vm/min_free_kbytes \\
+    /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv4/conf/all /proc/sys/net/ipv6/conf/all
+stat -c '%n %a %u %g' /dev/null /dev/tty /dev/urandom
+cat /proc/modules /proc/swaps
+"""
+
+
+def host() -> str:
+    """What of this host a container must not change."""
+    return subprocess.run(["sh", "-c", HOST], capture_output=True, text=True, check=False).stdout
+
+
+def main(location: str, image: str, mode: str, work: str) -> None:
+    """Run a container until stdin ends; tells the processes inside and outside, and whether it is running."""
+    built = Built(Path(location), Path(location, image), "")
+    spec = container.Spec(place(built, mode), tuple(built.manifest["layers"]), (Nic(),))
+
+    async def stay() -> None:
+        async with container.running(spec, Path(work), "child", lambda _line, _ended: None) as guest:
+            print(guest.inside, guest.outside, await guest.settled(), flush=True)
+            await asyncio.to_thread(sys.stdin.read)
+
+    try:
+        asyncio.run(stay())
+    except Failure as failure:
+        sys.exit(f"error: {failure.message}\n  hint: {failure.hint}")
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])

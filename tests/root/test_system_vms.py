@@ -22,7 +22,19 @@ from build.keepalived_render import failover_bound
 from build.verbs import boot_line as params
 from tests import guest as lines
 from tests import standin
-from tests.container import IMPATIENT, cabled, converse, copy, deliver, dhcp, facts, logged_in, place, ssh
+from tests.container import (
+    IMPATIENT,
+    cabled,
+    converse,
+    copy,
+    deliver,
+    dhcp,
+    facts,
+    host,
+    logged_in,
+    place,
+    ssh,
+)
 from tests.images import Built
 from tests.system_vm import (
     ANSWERED_LATER,
@@ -66,8 +78,9 @@ def test_a_type_comes_up(system: Built, key: Path, tmp_path: Path, kind: str) ->
             return told, "denied" if "Permission denied" in complaint else complaint
         return told, await logged_in(guest, key, expected.own, "hostname")
 
-    nics = cabled(expected.control, expected.addresses[f"eth{expected.control}"])
+    nics, before = cabled(expected.control, expected.addresses[f"eth{expected.control}"]), host()
     check(kind, line, *converse(system, tmp_path, conversation, nics, files=IMPATIENT | HASTE, name=kind))
+    assert host() == before
 
 
 # --- bad parameters, and none ----------------------------------------------------------------------

@@ -1,23 +1,23 @@
 """Make a control group for a container, and remove it when whoever asked for it is gone.
 
-Usage: cgroup_keeper.py SOCKET MEMORY
+Usage: cgroup_keeper.py SOCKET MEMORY MODE
 
 The kernel takes mounts, processes and network interfaces of a namespace with its last process; a control
 group it leaves. So this program, which is not tied to the agent, holds the group's lock, waits for the end
 of the agent's side of the socket, and then kills what is left in the group and removes it. Where it was
-killed itself, the next one removes what nobody holds. SOCKET is a descriptor; MEMORY a limit in MiB.
+killed itself, the next one removes what nobody holds. SOCKET is a descriptor; MEMORY a limit in MiB; MODE
+`root`, or `user` in a user namespace of whoever asks.
 
 Sends one JSON object: `error` (text), or `limited` (whether the kernel holds the container to MEMORY) with
 the descriptors of the groups' folders, that of cgroup2 first.
 
-Sources: cgroups(7), cgroup_namespaces(7), the kernel's admin-guide/cgroup-v2 (cgroup.kill, cgroup.events)
-and admin-guide/cgroup-v1/memory, proc_pid_mountinfo(5).
+Sources: cgroups(7), cgroup_namespaces(7), the kernel's admin-guide/cgroup-v2 (cgroup.kill, the rule on inner
+groups without processes) and admin-guide/cgroup-v1/memory.
 """
 
 from __future__ import annotations
 
 import contextlib
-import ctypes
 import fcntl
 import json
 import os
@@ -26,81 +26,51 @@ import signal
 import socket
 import sys
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterable
 from pathlib import Path
 
+sys.path.insert(0, str(Path(__file__).resolve().parents[3]))
+
+from build.agent import enter, memory
+from build.agent.memory import V1, V2, Kind
+
 PREFIX = "systemvm-container-"
-NEWNS, PRIVATE = 0x00020000, 1 << 18 | 16384
 OURS = "/sys/fs/cgroup"
 """Where cgroup2 is mounted, in a mount namespace of our own, on a host that mounts none."""
 PATIENCE = 60.0
 """Seconds for a killed container's processes to be gone."""
 
 
-@dataclass(frozen=True)
-class Hierarchy:
-    """A mounted hierarchy of control groups: where, and from which of its groups on."""
+def parent(groups: Iterable[Path], mode: str) -> Path:
+    """Return the group below which a container's is made, of those we are in, the innermost first.
 
-    mountpoint: str
-    root: str
-    version: int
-
-
-def hierarchies(mountinfo: str) -> Iterator[Hierarchy]:
-    """Read cgroup2 hierarchies and v1's of the memory controller out of a mountinfo file's text."""
-    for line in mountinfo.splitlines():
-        left, _, right = line.partition(" - ")
-        _, _, _, root, mountpoint, *_ = left.split()
-        kind, _, options = right.split(maxsplit=2)
-        if kind == "cgroup2":
-            yield Hierarchy(mountpoint, root, 2)
-        elif kind == "cgroup" and "memory" in options.split(","):
-            yield Hierarchy(mountpoint, root, 1)
-
-
-def own(cgroups: str, version: int) -> str:
-    """Return our group in a hierarchy, by the text of /proc/self/cgroup; `/` if it is not told."""
-    for line in cgroups.splitlines():
-        number, controllers, path = line.split(":", 2)
-        if version == 2 and (number, controllers) == ("0", ""):
-            return path
-        if version == 1 and "memory" in controllers.split(","):
-            return path
-    return "/"
-
-
-def parent(hierarchy: Hierarchy, cgroups: str, uid: int) -> Path:
-    """Return the group below which a container's is made: root's at the top, another's in his own.
-
-    A group that has processes cannot hand controllers down, but for the top one.
+    Root's is made at the top, since a group that has processes cannot hand controllers down, but for the
+    top one; another user's in his own.
     """
-    if hierarchy.version == 2 and uid == 0:
-        return Path(hierarchy.mountpoint)
-    return Path(hierarchy.mountpoint, os.path.relpath(own(cgroups, hierarchy.version), hierarchy.root))
+    own, *others = groups
+    return [own, *(each for each in others if each in own.parents)][-1] if mode == "root" else own
 
 
-def mounted() -> list[Hierarchy]:
-    """Return the hierarchies of this host, the first of each version; mounts cgroup2 if only that is missing.
+def mounted() -> dict[Kind, list[Path]]:
+    """Return the groups that we are in; mounts cgroup2, for us alone, where nobody has.
 
-    Raises OSError when this kernel or this user has none.
+    Raises OSError when this kernel has no cgroup2, or this user may not mount it.
     """
-    found = {each.version: each for each in reversed(list(hierarchies(_read("/proc/self/mountinfo"))))}
-    if 2 not in found:
-        libc = ctypes.CDLL(None, use_errno=True)
-        if libc.unshare(NEWNS) or libc.mount(None, b"/", None, ctypes.c_ulong(PRIVATE), None):
-            raise OSError(ctypes.get_errno(), "unshare")
-        if libc.mount(b"cgroup2", OURS.encode(), b"cgroup2", ctypes.c_ulong(0), None):
-            raise OSError(ctypes.get_errno(), "mount")
-        found[2] = Hierarchy(OURS, "/", 2)
-    return [found[version] for version in (2, 1) if version in found]
+    if not (found := _groups()).get(V2):
+        try:
+            enter.call("unshare", enter.NEWNS)
+            enter.mount("", "/", flags=enter.REC | enter.PRIVATE)
+            enter.mount("cgroup2", OURS, "cgroup2")
+        except OSError as error:
+            why = os.strerror(error.errno or 0)
+            raise OSError(error.errno, f"cgroup2 is not mounted, and cannot be: {why}") from None
+        found = _groups()
+    return found
 
 
-def _read(path: str | Path) -> str:
-    try:
-        return Path(path).read_text(encoding="utf-8", errors="surrogateescape")
-    except OSError:
-        return ""
+def _groups() -> dict[Kind, list[Path]]:
+    pairs = list(memory.groups())
+    return {kind: [path for each, path in pairs if each is kind] for kind in (V2, V1)}
 
 
 def make(folder: Path) -> tuple[Path, int]:
@@ -112,14 +82,13 @@ def make(folder: Path) -> tuple[Path, int]:
     return path, handle
 
 
-def limit(path: Path, version: int, mebibytes: int) -> bool:
+def limit(path: Path, kind: Kind, mebibytes: int) -> bool:
     """Hold a group to some memory; says whether the kernel does it."""
-    if version == 2:
+    if kind is V2:
         with contextlib.suppress(OSError):
             (path.parent / "cgroup.subtree_control").write_text("+memory")
     try:
-        name = "memory.max" if version == 2 else "memory.limit_in_bytes"
-        (path / name).write_text(str(mebibytes << 20))
+        (path / kind.limits[0]).write_text(str(mebibytes << 20))
     except OSError:
         return False
     return True
@@ -155,32 +124,31 @@ def end(path: Path) -> None:
             time.sleep(0.02)
 
 
-def groups(mebibytes: int) -> tuple[list[tuple[Path, int]], bool]:
+def keep(mebibytes: int, mode: str) -> tuple[list[tuple[Path, int]], bool]:
     """Make a container's groups, cgroup2's first; says, too, whether its memory is limited."""
     made: list[tuple[Path, int]] = []
     limited = False
-    cgroups, uid = _read("/proc/self/cgroup"), os.getuid()
-    for hierarchy in mounted():
-        folder = parent(hierarchy, cgroups, uid)
+    for kind, groups in mounted().items():
         try:
+            folder = parent(groups if kind is V2 else groups[:1], mode)
             sweep(folder)
             path, handle = make(folder)
-        except OSError:
-            if hierarchy.version == 2:
+        except (OSError, ValueError):
+            if kind is V2:
                 raise
-            continue  # a user's memory group under v1 is not his own
-        limited = limit(path, hierarchy.version, mebibytes) or limited
+            continue  # no memory controller under v1, or none for this user
+        limited = limit(path, kind, mebibytes) or limited
         made.append((path, handle))
     return made, limited
 
 
-def main(descriptor: int, mebibytes: int) -> int:
+def main(descriptor: int, mebibytes: int, mode: str) -> int:
     """Keep the groups of one container."""
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP, signal.SIGQUIT):
         signal.signal(number, signal.SIG_IGN)
     with socket.socket(fileno=descriptor) as line:
         try:
-            made, limited = groups(mebibytes)
+            made, limited = keep(mebibytes, mode)
         except OSError as error:
             line.send(json.dumps({"error": error.strerror, "errno": error.errno}).encode())
             return 1
@@ -194,4 +162,4 @@ def main(descriptor: int, mebibytes: int) -> int:
 
 
 if __name__ == "__main__":
-    sys.exit(main(*map(int, sys.argv[1:3])))
+    sys.exit(main(int(sys.argv[1]), int(sys.argv[2]), sys.argv[3]))

@@ -30,14 +30,13 @@ from typing import Any, TypeVar
 
 from build.agent import process, sandbox, store
 from build.agent.events import Failure
-from build.agent.guest import cgroup_keeper, container_init
+from build.agent.guest import cgroup_keeper, container_enter, container_init
 from build.agent.guest.qemu import Heard, Serial, Stopped
 from build.agent.sandbox import BuildPaths, Tree
 
 Result = TypeVar("Result")
 START = 60.0
 """Seconds for the namespaces to be made; it takes a tenth of one."""
-SPACES = ("--mount", "--pid", "--net", "--uts", "--ipc", "--cgroup")
 NAME = "systemvm"
 """What the container says it is (systemd-detect-virt(1) prints container-other)."""
 SIZE = (50, 200)
@@ -112,9 +111,9 @@ class Container:
 
     def command(self, *argv: str) -> list[str]:
         """Return the command line that runs a command in the container, as its root."""
-        spaces = (f"--target={self.inside}", "--user", *SPACES, "--root", "--wd")
+        program = (sys.executable, "-I", "-S", "-B", container_enter.__file__, str(self.inside))
         variables = (f"PATH={process.PATH}", "LC_ALL=C.UTF-8", "HOME=/root")
-        return ["nsenter", *spaces, "--", "env", "-i", *variables, *argv]
+        return [*program, "env", "-i", *variables, *argv]
 
     def beside(self, *argv: str) -> list[str]:
         """Return the command line that runs a command of this host at the other ends of the cables."""
@@ -146,6 +145,12 @@ class Container:
         """Run a shell script in the container; returns what it prints, stderr included."""
         done = await self.run(self.command("/bin/sh", "-c", f"exec 2>&1\n{script}"))
         return done.stdout.removesuffix("\n")
+
+    async def settled(self) -> str:
+        """Wait until no unit is starting any more; returns systemd's own word for its state (`running`)."""
+        return await self.output(
+            "until [ -S /run/systemd/private ]; do sleep 0.1; done; systemctl is-system-running --wait"
+        )
 
     async def put(self, path: str, content: bytes) -> None:
         """Write a file in the container, in place, as a guest agent does; raises Stopped when it cannot."""
@@ -203,15 +208,8 @@ def keeper(place: BuildPaths, memory: int) -> Iterator[Groups]:
     ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
     with ours:
         with theirs:
-            program = [
-                sys.executable,
-                "-I",
-                "-S",
-                "-B",
-                cgroup_keeper.__file__,
-                str(theirs.fileno()),
-                str(memory),
-            ]
+            arguments = (str(theirs.fileno()), str(memory), place.mode)
+            program = [sys.executable, "-I", "-S", "-B", cgroup_keeper.__file__, *arguments]
             child = subprocess.Popen(
                 [*sandbox.as_owner(place), *program],
                 pass_fds=(theirs.fileno(),),

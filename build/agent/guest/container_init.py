@@ -324,11 +324,7 @@ def _become_init(
         _enter(root)
         os.setsid()
         console = os.open("/dev/console", os.O_RDWR | os.O_NOCTTY)
-        enter.refuse_calls()
-        enter.drop(frozenset(range(LAST_CAPABILITY)) - frozenset(GIVEN_UP.values()))
-        os.umask(0o022)
-        for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and so would the init
-            signal.signal(number, signal.SIG_DFL)
+        give_up()
         line.send(b"inside")
         for descriptor in (0, 1, 2):
             os.dup2(console, descriptor)
@@ -338,6 +334,15 @@ def _become_init(
         with contextlib.suppress(OSError):
             line.send(f"error /sbin/init: {error}".encode())
     os._exit(1)
+
+
+def give_up() -> None:
+    """Give up, for good, what no process of a container may have."""
+    enter.refuse_calls()
+    enter.drop(frozenset(range(LAST_CAPABILITY)) - frozenset(GIVEN_UP.values()))
+    os.umask(0o022)
+    for number in (signal.SIGPIPE, signal.SIGXFSZ):  # Python ignores them, and so would the command
+        signal.signal(number, signal.SIG_DFL)
 
 
 def _enter(root: str) -> None:
