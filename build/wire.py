@@ -740,6 +740,32 @@ class Send(Request[tuple[Sent, ...]]):
 
 
 @dataclass(frozen=True)
+class Finding:
+    """One thing worth knowing about an image file: a row of docs/findings.md that applies to it."""
+
+    code: str
+    severity: str
+    """`error`, `warning` or `info`."""
+    where: str
+    text: str
+    refused_by: str
+    """Who would refuse the file or misread it, for people."""
+    fix: str
+    lossy: bool
+    """Whether data is wrong or missing."""
+    disk: int | None
+    """Which disk of an archive it is about, counted from 1; None: the file as a whole."""
+    fields: Mapping[str, str | int]
+    """What stands in the text for this file."""
+    affects: tuple[Mapping[str, str], ...]
+    """The same for programs: `platform`, and where there are any `since`, `before`, `only`, `case`."""
+    repair: str
+    """What `inv repair` does about it, by a key; empty: nothing."""
+    times: int
+    """How many of its kind it stands for."""
+
+
+@dataclass(frozen=True)
 class Inspected:
     """What a file is, and what is wrong with it."""
 
@@ -755,8 +781,7 @@ class Inspected:
     facts: Mapping[str, str] = dataclasses.field(default_factory=dict)
     """What the file says of itself, for people."""
     guest_sha256: str | None = None
-    findings: tuple[Mapping[str, Any], ...] = ()
-    """Each with severity (error, warning, info), where, text, refused_by, fix and lossy."""
+    findings: tuple[Finding, ...] = ()
 
 
 @dataclass(frozen=True)
@@ -1033,6 +1058,8 @@ def _load(kind: Any, value: Any, where: str) -> Any:
         if not isinstance(value, Mapping):
             raise ValueError(f"{where} is no object")
         return {name: _load(arguments[1], each, f"{where}.{name}") for name, each in value.items()}
+    if arguments and type(value) in arguments:  # str | int
+        return value
     if arguments:  # X | None
         return None if value is None else _load(arguments[0], value, where)
     if kind is float and type(value) is int:

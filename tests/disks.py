@@ -16,7 +16,7 @@ from build.agent.verbs import convert
 from build.engine.options import Options
 from build.formats import FORMATS, KINDS
 from build.formats.lib.errors import Unsupported
-from build.formats.lib.findings import Finding, collect
+from build.formats.lib.findings import Code, Finding, collect
 from build.formats.lib.format import Format
 from build.formats.lib.pieces import Disk
 from build.formats.lib.reader import BoundedReader
@@ -182,9 +182,9 @@ def lint(path: Path, kind: str) -> list[Finding]:
         return collect(KINDS[kind].lint(reader))
 
 
-def errors(path: Path, kind: str) -> list[str]:
-    """Texts of the findings that make a file useless somewhere."""
-    return [finding.text for finding in lint(path, kind) if finding.severity == "error"]
+def errors(path: Path, kind: str) -> list[Code]:
+    """Codes of the findings that make a file useless somewhere."""
+    return [finding.code for finding in lint(path, kind) if finding.severity == "error"]
 
 
 def patch(path: Path, offset: int, content: bytes) -> None:

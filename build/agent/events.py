@@ -16,7 +16,10 @@ class Emit(Protocol):
 
 
 class Failure(Exception):
-    """A verb cannot do what was asked: one line of what, one imperative line of what to do."""
+    """A verb cannot do what was asked: one line of what, one imperative line of what to do.
+
+    `details` go along in the event for programs: `code` of the finding that is in the way, `guests`, `log`.
+    """
 
     def __init__(self, message: str, hint: str = "", **details: Any) -> None:
         super().__init__(message)

@@ -16,7 +16,7 @@ from build.agent.guest import media
 from build.formats import KINDS, foreign, raw, recognize
 from build.formats.lib import partitions, pieces, unwrap
 from build.formats.lib.errors import Unsupported
-from build.formats.lib.findings import Damaged, Finding, collect
+from build.formats.lib.findings import Damaged, Finding
 from build.formats.lib.format import HEAD, Kind
 from build.formats.lib.inner import Inner
 from build.formats.lib.reader import BoundedReader, Budget
@@ -47,10 +47,8 @@ class Image:
     """Its name without what is around it."""
     holder: Image | None = None
     """The archive that it is a disk of, as an OVA."""
-    disks: tuple[str, ...] = ()
-    """Names of all disks of that."""
     number: int = 1
-    """Which of them it is."""
+    """Which of that one's disks it is."""
 
     @property
     def described(self) -> str:
@@ -59,18 +57,24 @@ class Image:
         return " inside ".join(filter(None, [self.kind.name, *around]))
 
     def losses(self) -> Iterator[Finding]:
-        """What is wrong with its content, as its linter or that of the archive around it says."""
-        others = {*self.disks[: self.number - 1], *self.disks[self.number :]} - {self.name}
-        for file in filter(None, (self.holder, self)):
-            for finding in collect(file.kind.lint(bounded(file.reader))):
-                if finding.lossy and not any(_is_about(name, finding) for name in others):
-                    yield finding
+        """What is wrong with its content, as its linter and that of the archive around it say."""
+        if self.holder:
+            found = _losses(self.holder)
+            yield from (finding for finding in found if finding.disk in (None, self.number))
+        yield from _losses(self)
 
 
-def _is_about(name: str, finding: Finding) -> bool:
-    """Whether a finding names a file, and not just the same word."""
-    named = finding.where.startswith(f"{name[:100]}:") or f" {name[:100]} " in finding.text
-    return len(name) > len("disk") and named
+def unreadable(name: str, damage: Damaged) -> Failure:
+    """What ends a verb when a file called `name` cannot be read."""
+    return Failure(f"{name}: {damage}", damage.finding.fix, code=damage.finding.code.id)
+
+
+def _losses(file: Image) -> Iterator[Finding]:
+    """What loses data, each one: nothing is counted instead, so that none can hide behind another."""
+    try:
+        yield from (finding for finding in file.kind.lint(bounded(file.reader)) if finding.lossy)
+    except Damaged as damage:
+        yield damage.finding
 
 
 @dataclass(frozen=True)
@@ -164,13 +168,13 @@ def unwrapped(reader: BoundedReader, name: str, how: Opener) -> Image:
 def chosen(image: Image, disks: Sequence[Inner], number: int, how: Opener) -> Image:
     """One of the disks in an archive, counted from 1, as an image of its own kind; raises as `opened`."""
     need_disk(image, disks, number)
-    disk, names = disks[number - 1], tuple(row.name for row in disks)
+    disk = disks[number - 1]
     if disk.disk:
         found = Image("", _piecewise(disk.disk), image.reader, disk.name)
     else:
         found = unwrapped(_laid_out(disk, how), disk.name.rpartition("/")[2], how)
     outer = "+".join(filter(None, (image.outer, found.outer)))
-    return replace(found, outer=outer, holder=image, disks=names, number=number)
+    return replace(found, outer=outer, holder=image, number=number)
 
 
 def need_disk(image: Image, disks: Sequence[Inner], number: int) -> None:

@@ -5,11 +5,14 @@ They run on the build host, too: standard library beside the pinned compressors.
 
 from __future__ import annotations
 
+import functools
 import importlib
 import pkgutil
 from collections.abc import Callable, Iterator, Mapping
 from typing import Any
 
+from build.formats import lib
+from build.formats.lib.findings import Code, Group
 from build.formats.lib.format import HEAD, Format, Kind, Options, Target
 from build.formats.lib.reader import BoundedReader
 from build.formats.lib.writer import Writer
@@ -62,3 +65,31 @@ def recognize(reader: BoundedReader) -> Kind:
     """The kind that a file is of, by its head or its end; raw when nobody knows it."""
     head = reader.read(0, min(reader.size, HEAD))
     return max(KINDS.values(), key=lambda kind: kind.recognize(reader, head))
+
+
+@functools.cache
+def groups() -> Mapping[Group, Mapping[str, Code]]:
+    """All that can be said of a file: the codes of every module, by group and id; ValueError for a clash.
+
+    A code is a constant of its module, or in its CODES; the module's GROUP is that of its codes.
+    """
+    modules = [*_modules(), *(importlib.import_module(f"build.formats.lib.{each.name}") for each in _lib())]
+    held = [value for module in modules for value in (*vars(module).values(), *getattr(module, "CODES", ()))]
+    found = {value.prefix: value for value in held if isinstance(value, Group)}
+    rows: dict[str, Code] = {}
+    for code in (value for value in held if isinstance(value, Code)):
+        if rows.setdefault(code.id, code) is not code or code.id[:-3] not in found:
+            raise ValueError(f"{code.id} is the code of two things, or of no group")
+    return {
+        group: {id_: rows[id_] for id_ in sorted(rows) if id_[:-3] == prefix}
+        for prefix, group in sorted(found.items())
+    }
+
+
+def _lib() -> Iterator[pkgutil.ModuleInfo]:
+    return pkgutil.iter_modules(lib.__path__)
+
+
+def codes() -> Mapping[str, Code]:
+    """The same by id alone."""
+    return {id_: code for rows in groups().values() for id_, code in rows.items()}

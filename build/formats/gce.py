@@ -12,7 +12,8 @@ from collections.abc import Iterator
 from typing import BinaryIO
 
 from build.formats import raw
-from build.formats.lib.findings import Damaged, Finding, at
+from build.formats.lib import platforms
+from build.formats.lib.findings import Code, Damage, Damaged, Finding, Group, at
 from build.formats.lib.format import Format, Kind, Machine, Match, Options, Target
 from build.formats.lib.inner import Inner
 from build.formats.lib.pieces import Disk
@@ -23,7 +24,17 @@ from build.formats.raw import RawDisk, RawWriter
 
 GIB = 1 << 30
 NAME = "disk.raw"
-GOOGLE = "Google Compute Engine"
+
+GROUP = Group(
+    "GCE", "Google Compute Engine's archive", "Compute Engine, Manually import boot disks: the image file"
+)
+_GOOGLE = (platforms.GCE,)
+NO_DISK = Damage("GCE001", f"no {NAME} in the archive", _GOOGLE, f"put the disk in as {NAME}")
+PAX = Code("GCE002", "error", "the archive is in pax format", _GOOGLE, "pack it again with --format=oldgnu")
+OTHER_FILE = Code("GCE003", "error", f"{{name}} beside {NAME}", _GOOGLE, f"pack {NAME} alone")
+ODD_SIZE = Code(
+    "GCE004", "error", "the disk has {size} bytes, which is not whole GiB", _GOOGLE, "make it whole GiB"
+)
 
 
 def rounded(size: int) -> int:
@@ -57,7 +68,7 @@ def inner(reader: BoundedReader) -> tuple[Inner, ...]:
     archive = Archive(reader)
     member = archive.find(NAME)
     if member is None:
-        raise Damaged("archive", f"no {NAME} in the archive", GOOGLE, f"put the disk in as {NAME}")
+        raise Damaged(NO_DISK, "archive")
     return (archive.inner(member),)
 
 
@@ -72,21 +83,12 @@ def lint(reader: BoundedReader) -> Iterator[Finding]:
     archive = Archive(reader)
     yield from archive.findings
     if archive.form == "pax":
-        fix = "pack it again with --format=oldgnu"
-        yield Finding("error", at(0), "the archive is in pax format", GOOGLE, fix)
+        yield Finding(PAX, at(0))
     for member in archive.members:
         if member.name != NAME:
-            yield Finding(
-                "error",
-                at(member.header_at),
-                f"{member.name[:100]} beside {NAME}",
-                GOOGLE,
-                f"pack {NAME} alone",
-            )
+            yield Finding(OTHER_FILE, at(member.header_at), name=member.name)
     if (size := read(reader).size) % GIB:
-        yield Finding(
-            "error", NAME, f"the disk has {size} bytes, which is not whole GiB", GOOGLE, "make it whole GiB"
-        )
+        yield Finding(ODD_SIZE, NAME, size=size)
 
 
 def _recognize(reader: BoundedReader, head: bytes) -> Match:

@@ -10,8 +10,9 @@ from __future__ import annotations
 
 import hashlib
 import re
+from collections import Counter
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import replace
+from dataclasses import dataclass
 from typing import BinaryIO
 from urllib.parse import unquote
 
@@ -19,12 +20,12 @@ from build.formats import vmdk
 from build.formats.lib import manifest, ovf
 from build.formats.lib.codec import Zlib
 from build.formats.lib.errors import Unsupported
-from build.formats.lib.findings import Damaged, Finding, at
+from build.formats.lib.findings import Code, Damage, Damaged, Finding, Group, at
 from build.formats.lib.format import OTHER, Format, Kind, Match, Options, Target, Template
-from build.formats.lib.hardware import CLOUDSTACK
 from build.formats.lib.inner import Inner
+from build.formats.lib.platforms import CLOUDSTACK, VSPHERE, Affected
 from build.formats.lib.reader import BoundedReader
-from build.formats.lib.tar import BLOCK, VSPHERE, Archive, Member, archive_size, is_tar, member_header, padded
+from build.formats.lib.tar import BLOCK, Archive, Member, archive_size, is_tar, member_header, padded
 from build.formats.lib.writer import Units, put
 from build.formats.vmdk import VmdkDisk, VmdkWriter
 
@@ -38,6 +39,84 @@ GZIP = b"\x1f\x8b\x08"
 DISK_NAMES = (".vmdk", ".vmdk.gz")
 MOST_TOLD = 10
 """Files and disks that facts name one by one."""
+
+GROUP = Group("OVA", "The archive of an OVA", "DMTF DSP0243, OVF Package; what vSphere's importers take")
+_VSPHERE, _BOTH = (VSPHERE,), (VSPHERE, CLOUDSTACK)
+NO_DESCRIPTOR = Damage("OVA001", "no OVF descriptor in the archive", _BOTH, "put in the .ovf")
+LARGE_DESCRIPTOR = Damage("OVA002", "a descriptor of more than 4 MiB", _VSPHERE)
+NO_DISK = Damage("OVA003", "no disk in the archive", _VSPHERE, "put the disk in as VMDK")
+GZIP_DISK = Code(
+    "OVA004",
+    "error",
+    "the disk is compressed by gzip inside of the OVA",
+    (Affected("vsphere", since="6.5"),),
+    "unpack it: inv repair",
+    repair="gunzip",
+)
+NOT_COMPRESSED = Code(
+    "OVA005",
+    "error",
+    "ovf:compression says {said}, the file is not compressed",
+    _BOTH,
+    "remove ovf:compression: inv repair",
+    repair="descriptor",
+)
+PAX = Code(
+    "OVA006",
+    "error",
+    "the archive is in pax format",
+    _VSPHERE,
+    "write it as ustar or gnu (tar --format=ustar): inv repair",
+    repair="ustar",
+)
+OLD_FORM = Code(
+    "OVA007",
+    "warning",
+    "the archive is of the old kind, neither ustar nor gnu",
+    fix="write it as ustar: inv repair",
+    repair="ustar",
+)
+NOT_FIRST = Code(
+    "OVA008",
+    "error",
+    "the first file is not the OVF descriptor",
+    _VSPHERE,
+    "put the .ovf first: inv repair",
+    repair="order",
+)
+TWICE = Code(
+    "OVA009", "error", "{name} is twice in the archive", _VSPHERE, "keep one of them", repair="refuse"
+)
+FOLDERS = Code(
+    "OVA010",
+    "warning",
+    "files lie in folders of the archive",
+    fix="put all files at the top: inv repair",
+    repair="top",
+)
+OWNER = Code("OVA011", "info", "{name} belongs to user {user}, group {group}", fix="write owner and group 0")
+NO_PLAIN_FILE = Code(
+    "OVA012",
+    "error",
+    "a tar member of type {type!r} that is no plain file",
+    _VSPHERE,
+    "put in the file itself",
+    repair="refuse",
+)
+LEADS_OUT = Code(
+    "OVA013",
+    "error",
+    "the name {name!r} leads out of the folder",
+    _VSPHERE,
+    "use plain names",
+    repair="refuse",
+)
+ODD_NAME = Code(
+    "OVA014",
+    "warning",
+    "the name {name!r} has unusual characters",
+    fix="use letters, digits, dots and dashes",
+)
 
 
 def fill(text: str, values: Mapping[str, int]) -> str:
@@ -121,20 +200,30 @@ def find_descriptor(members: Mapping[str, Member]) -> Member | None:
 def read_content(archive: Archive, member: Member) -> bytes:
     """A descriptor's bytes; Damaged when they are too many to be one."""
     if member.size > ovf.LARGEST:
-        raise Damaged(at(member.offset), "a descriptor of more than 4 MiB", VSPHERE)
+        raise Damaged(LARGE_DESCRIPTOR, at(member.offset))
     return archive.window(member).read(0, member.size)
 
 
 def inner(reader: BoundedReader) -> tuple[Inner, ...]:
     """The disk images of an OVA, in the order of its Disks; without a readable descriptor, its VMDKs."""
     archive = Archive(reader)
-    return tuple(disk for _, disk in _stored(archive, plain_files(archive)))
+    return tuple(row.disk for row in _stored(archive, plain_files(archive)))
 
 
-def _stored(archive: Archive, members: Mapping[str, Member]) -> list[tuple[ovf.FileRef | None, Inner]]:
-    """Disk images, each with what the descriptor says of its file."""
+@dataclass(frozen=True)
+class _Stored:
+    """A disk image, and the files that it lies in."""
+
+    disk: Inner
+    parts: tuple[Member, ...]
+    file: ovf.FileRef | None = None
+    """What the descriptor says of it."""
+
+
+def _stored(archive: Archive, members: Mapping[str, Member]) -> list[_Stored]:
+    """Disk images, in the order in which they are counted."""
     member = find_descriptor(members)
-    found: list[tuple[ovf.FileRef | None, Inner]] = []
+    found: list[_Stored] = []
     if member:
         try:
             described = ovf.read_descriptor(read_content(archive, member))
@@ -142,11 +231,18 @@ def _stored(archive: Archive, members: Mapping[str, Member]) -> list[tuple[ovf.F
             described = None
         for _, file in described.stored if described else ():
             if parts := ovf.find_parts(members, file):
-                found.append((file, _inner(archive, file.href, parts)))
+                found.append(_Stored(_inner(archive, file.href, parts), parts, file))
     if not found:
         vmdks = [member for name, member in members.items() if name.lower().endswith(DISK_NAMES)]
-        found = [(None, _inner(archive, member.name, (member,))) for member in vmdks]
+        found = [_Stored(_inner(archive, member.name, (member,)), (member,)) for member in vmdks]
     return found
+
+
+def _owners(stored: Sequence[_Stored]) -> dict[str, int]:
+    """Numbers of the disks that files belong to, by the file's name; not of one that several share."""
+    rows = [(part.name, number) for number, row in enumerate(stored, 1) for part in row.parts]
+    uses = Counter(name for name, _ in rows)
+    return {name: number for name, number in rows if uses[name] == 1}
 
 
 def _inner(archive: Archive, name: str, parts: Sequence[Member]) -> Inner:
@@ -171,13 +267,7 @@ def packed(disk: Inner) -> Finding:
     """Why a disk cannot be read where it lies."""
     if not disk.compression:
         return ovf.chunked(disk.name, len(disk.parts))
-    return Finding(
-        "error",
-        disk.name[:100],
-        "the disk is compressed by gzip inside of the OVA",
-        "vSphere 6.5 and later",
-        "unpack it: inv repair",
-    )
+    return Finding(GZIP_DISK, disk.name[:100])
 
 
 class OvaDisk:
@@ -188,8 +278,8 @@ class OvaDisk:
         self.members = plain_files(self.archive)
         disks = _stored(self.archive, self.members)
         if not disks:
-            raise Damaged("archive", "no disk in the archive", VSPHERE, "put the disk in as VMDK")
-        self.inner = disks[0][1]
+            raise Damaged(NO_DISK, "archive")
+        self.inner = disks[0].disk
         whole = self.inner.whole
         self.disk = VmdkDisk(whole) if whole else None
         size = self.disk.size if self.disk else _virtual_size(self.inner)
@@ -198,9 +288,7 @@ class OvaDisk:
         self.size = size
 
     def _packed(self) -> Damaged:
-        damage = Damaged("disk", "it does not lie in one piece")
-        damage.finding = packed(self.inner)
-        return damage
+        return Damaged.by(packed(self.inner))
 
     def piece(self, index: int) -> bytes | None:
         """Guest-visible bytes of a piece."""
@@ -243,12 +331,10 @@ def lint(reader: BoundedReader) -> Iterator[Finding]:
     yield from _lint_archive(archive, members)
     descriptor = find_descriptor(members)
     if descriptor is None:
-        raise Damaged(
-            "archive", "no OVF descriptor in the archive", f"{VSPHERE}, {CLOUDSTACK}", "put in the .ovf"
-        )
-    yield from manifest.lint(archive, members)
+        raise Damaged(NO_DESCRIPTOR, "archive")
     stored = _stored(archive, members)
-    sizes = {file.href: _virtual_size(disk) for file, disk in stored if file}
+    yield from manifest.lint(archive, members, _owners(stored))
+    sizes = {row.file.href: _virtual_size(row.disk) for row in stored if row.file}
 
     def size_of(file: ovf.FileRef) -> int | None:
         return sizes.get(file.href)
@@ -257,60 +343,37 @@ def lint(reader: BoundedReader) -> Iterator[Finding]:
         yield from ovf.lint_descriptor(read_content(archive, descriptor), members, size_of)
     except Damaged as damage:
         yield damage.finding
-    for file, disk in stored:
-        yield from _lint_packing(file, disk)
-        if disk.whole:
-            yield from _lint_disk(disk, disk.whole)
+    for number, row in enumerate(stored, 1):
+        for finding in _lint_packing(row):
+            yield finding.but(disk=number)
+        if row.disk.whole:
+            for finding in _lint_disk(row.disk.whole):
+                yield finding.on(number, row.disk.name)
 
 
-def _lint_packing(file: ovf.FileRef | None, disk: Inner) -> Iterator[Finding]:
-    if disk.compression:
-        yield packed(disk)
-    elif file and file.compression.lower() not in ("", "identity"):
-        yield Finding(
-            "error",
-            disk.name[:100],
-            f"ovf:compression says {file.compression[:20]}, the file is not compressed",
-            f"{VSPHERE}, {CLOUDSTACK}",
-            "remove ovf:compression: inv repair",
-        )
+def _lint_packing(row: _Stored) -> Iterator[Finding]:
+    if row.disk.compression:
+        yield packed(row.disk)
+    elif row.file and row.file.compression.lower() not in ("", "identity"):
+        yield Finding(NOT_COMPRESSED, row.disk.name[:100], said=row.file.compression)
 
 
-def _lint_disk(disk: Inner, reader: BoundedReader) -> Iterator[Finding]:
-    """A disk's own findings, each with its name; what is broken in one ends the look at this one only."""
-    found = vmdk.lint(reader)
-    while True:
-        try:
-            finding = next(found, None)
-        except Damaged as damage:
-            yield replace(damage.finding, where=f"{disk.name[:100]}: {damage.finding.where}")
-            return
-        if finding is None:
-            return
-        yield replace(finding, where=f"{disk.name[:100]}: {finding.where}")
+def _lint_disk(reader: BoundedReader) -> Iterator[Finding]:
+    """A disk's own findings; what is broken in one ends the look at this one only."""
+    try:
+        yield from vmdk.lint(reader)
+    except Damaged as damage:
+        yield damage.finding
 
 
 def _lint_archive(archive: Archive, members: Mapping[str, Member]) -> Iterator[Finding]:
     if archive.form == "pax":
-        yield Finding(
-            "error",
-            "archive",
-            "the archive is in pax format",
-            VSPHERE,
-            "write it as ustar or gnu (tar --format=ustar): inv repair",
-        )
+        yield Finding(PAX, "archive")
     elif archive.form == "v7":
-        text = "the archive is of the old kind, neither ustar nor gnu"
-        yield Finding("warning", "archive", text, "", "write it as ustar: inv repair")
+        yield Finding(OLD_FORM, "archive")
     first = archive.members[0] if archive.members else None
     if first and not first.name.lower().endswith(".ovf") and find_descriptor(members):
-        yield Finding(
-            "error",
-            at(first.header_at),
-            "the first file is not the OVF descriptor",
-            VSPHERE,
-            "put the .ovf first: inv repair",
-        )
+        yield Finding(NOT_FIRST, at(first.header_at))
     names: set[str] = set()
     folders = 0
     for member in archive.members:
@@ -318,36 +381,24 @@ def _lint_archive(archive: Archive, members: Mapping[str, Member]) -> Iterator[F
         folders += member.kind == FOLDER or "/" in name.strip("/")
         yield from _lint_member(member, name)
         if name in names:
-            text = f"{name[:100]} is twice in the archive"
-            yield Finding("error", at(member.header_at), text, VSPHERE, "keep one of them")
+            yield Finding(TWICE, at(member.header_at), name=name)
         names.add(name)
     if folders:
-        text = "files lie in folders of the archive"
-        yield Finding("warning", "archive", text, "", "put all files at the top: inv repair")
+        yield Finding(FOLDERS, "archive")
     if first and any(first.owner):
         user, group = first.owner
-        text = f"{first.name[:100]} belongs to user {user}, group {group}"
-        yield Finding("info", at(first.header_at), text, "", "write owner and group 0")
+        yield Finding(OWNER, at(first.header_at), name=first.name, user=user, group=group)
 
 
 def _lint_member(member: Member, name: str) -> Iterator[Finding]:
     where = at(member.header_at)
     if member.kind not in PLAIN and member.kind != FOLDER:
-        yield Finding(
-            "error",
-            where,
-            f"a tar member of type {member.kind!r} that is no plain file",
-            VSPHERE,
-            "put in the file itself",
-        )
+        yield Finding(NO_PLAIN_FILE, where, type=member.kind)
     parts = re.split(r"[/\\]", name.rstrip("/"))
     if ".." in parts or (not parts[0] and member.kind != FOLDER) or "\\" in name:
-        yield Finding(
-            "error", where, f"the name {name[:100]!r} leads out of the folder", VSPHERE, "use plain names"
-        )
+        yield Finding(LEADS_OUT, where, name=name)
     elif not (name.isascii() and name.isprintable()):
-        text = f"the name {name[:100]!r} has unusual characters"
-        yield Finding("warning", where, text, "", "use letters, digits, dots and dashes")
+        yield Finding(ODD_NAME, where, name=name)
 
 
 def _recognize(reader: BoundedReader, head: bytes) -> Match:

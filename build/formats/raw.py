@@ -8,12 +8,26 @@ from typing import BinaryIO
 
 from build.formats.lib import partitions, pieces
 from build.formats.lib.errors import Unsupported
-from build.formats.lib.findings import Finding, at
+from build.formats.lib.findings import Code, Finding, Group, at
 from build.formats.lib.format import DEBIAN, Format, Kind, Machine, Match, Options, Target, Template
+from build.formats.lib.platforms import EVERY_HYPERVISOR, Affected
 from build.formats.lib.reader import BoundedReader
 from build.formats.lib.writer import Units
 
 SECTOR = 512
+
+GROUP = Group("RAW", "Raw disks", "what every hypervisor has in common")
+EMPTY = Code("RAW001", "error", "the file is empty", (EVERY_HYPERVISOR,), "copy it again")
+ODD_SECTORS = Code(
+    "RAW002", "error", "{size} bytes are not whole sectors", (EVERY_HYPERVISOR,), "copy it again"
+)
+ODD_SIZE = Code(
+    "RAW003",
+    "info",
+    "the size is not a multiple of 2 MiB",
+    (Affected("xenserver", case="when converted to VHD"),),
+    "make SIZE even",
+)
 
 
 class RawWriter:
@@ -71,13 +85,11 @@ def lint(reader: BoundedReader) -> Iterator[Finding]:
 
 def _lint_size(reader: BoundedReader) -> Iterator[Finding]:
     if not reader.size:
-        yield Finding("error", at(0), "the file is empty", "every hypervisor", "copy it again")
+        yield Finding(EMPTY, at(0))
     elif reader.size % SECTOR:
-        text = f"{reader.size} bytes are not whole sectors"
-        yield Finding("error", at(reader.size), text, "every hypervisor", "copy it again")
+        yield Finding(ODD_SECTORS, at(reader.size), size=reader.size)
     elif reader.size % pieces.PIECE:
-        text = "the size is not a multiple of 2 MiB"
-        yield Finding("info", at(reader.size), text, "XenServer, when converted to VHD", "make SIZE even")
+        yield Finding(ODD_SIZE, at(reader.size))
 
 
 def _recognize(reader: BoundedReader, head: bytes) -> Match:

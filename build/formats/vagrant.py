@@ -13,10 +13,11 @@ from collections.abc import Iterator
 from typing import Any, BinaryIO
 
 from build.formats import ova, qcow2, vmdk
-from build.formats.lib.findings import Damaged, Finding
+from build.formats.lib.findings import Code, Damage, Damaged, Finding, Group
 from build.formats.lib.format import Format, Kind, Machine, Match, Options, Target
 from build.formats.lib.inner import Inner
 from build.formats.lib.pieces import Disk
+from build.formats.lib.platforms import VAGRANT, Affected
 from build.formats.lib.qcow2 import Qcow2Disk
 from build.formats.lib.reader import BoundedReader
 from build.formats.lib.tar import BLOCK, Archive, Member, archive_size, is_tar, member_header, padded
@@ -25,7 +26,6 @@ from build.formats.lib.writer import Shifted, Units, Writer, put
 METADATA, VAGRANTFILE, OVF = "metadata.json", "Vagrantfile", "box.ovf"
 IMAGE = "box.img"
 DISKS = (".img", ".vmdk", ".vhdx", ".vhd", ".qcow2")
-VAGRANT = "Vagrant"
 _LIBVIRT = """\
 Vagrant.configure("2") do |config|
   config.vm.provider :libvirt do |libvirt|
@@ -40,6 +40,27 @@ end
 """
 """Vagrant gives each machine an address of its own when it imports the box."""
 _LARGEST_TEXT = 1 << 20
+
+GROUP = Group("BOX", "Vagrant boxes", "Vagrant, Box File Format; vagrant-libvirt, Create Box")
+_VAGRANT = (VAGRANT,)
+NO_DISK = Damage("BOX001", "no disk in the box", _VAGRANT, "pack it again with its disk")
+NOT_WHOLE = Damage("BOX002", "the disk does not lie in the box byte by byte", _VAGRANT, "unpack the box")
+NO_METADATA = Code("BOX003", "error", f"no {METADATA} in the box", _VAGRANT, "write one with the provider")
+NO_PROVIDER = Code("BOX004", "error", "it names no provider", _VAGRANT, 'write {{"provider": "libvirt"}}')
+NO_OVF = Code("BOX005", "error", f"no {OVF} in the box", _VAGRANT, "export the machine as box.ovf")
+NO_VAGRANTFILE = Code(
+    "BOX006",
+    "warning",
+    f"no {VAGRANTFILE} in the box",
+    (Affected("vagrant", case="with VirtualBox"),),
+    "write one with config.vm.base_mac",
+)
+OTHER_FORMAT = Code("BOX007", "error", "the format is not qcow2", _VAGRANT, 'write "format": "qcow2"')
+NO_SIZE = Code("BOX008", "error", "virtual_size is no number", _VAGRANT, "write it in whole GiB")
+NO_IMAGE = Code("BOX009", "error", f"no {IMAGE} in the box", _VAGRANT, f"call the disk {IMAGE}")
+NO_QCOW2 = Code(
+    "BOX010", "error", f"{IMAGE} is no QCOW2, as the box says", _VAGRANT, "copy the box again", lossy=True
+)
 
 
 class Box:
@@ -121,10 +142,14 @@ def _names(archive: Archive) -> dict[str, Member]:
 def inner(reader: BoundedReader) -> tuple[Inner, ...]:
     """The box's disks; raises Damaged when there are none."""
     archive = Archive(reader)
-    disks = [member for name, member in _names(archive).items() if name.lower().endswith(DISKS)]
+    disks = _disks(archive)
     if not disks:
-        raise Damaged("archive", "no disk in the box", VAGRANT, "pack it again with its disk")
-    return tuple(map(archive.inner, disks))
+        raise Damaged(NO_DISK, "archive")
+    return tuple(map(archive.inner, disks.values()))
+
+
+def _disks(archive: Archive) -> dict[str, Member]:
+    return {name: member for name, member in _names(archive).items() if name.lower().endswith(DISKS)}
 
 
 def read(reader: BoundedReader) -> Disk:
@@ -132,7 +157,7 @@ def read(reader: BoundedReader) -> Disk:
     disk = inner(reader)[0]
     window = disk.whole
     if window is None:
-        raise Damaged(disk.name, "the disk does not lie in the box byte by byte", VAGRANT, "unpack the box")
+        raise Damaged(NOT_WHOLE, disk.name)
     return (Qcow2Disk if disk.name.endswith(IMAGE) else vmdk.VmdkDisk)(window)
 
 
@@ -142,34 +167,32 @@ def lint(reader: BoundedReader) -> Iterator[Finding]:
     yield from archive.findings
     names = _names(archive)
     if METADATA not in names:
-        yield Finding("error", "archive", f"no {METADATA} in the box", VAGRANT, "write one with the provider")
+        yield Finding(NO_METADATA, "archive")
         return
     try:
         told = json.loads(archive.window(names[METADATA]).read(0, min(names[METADATA].size, _LARGEST_TEXT)))
         provider = str(told["provider"])
     except (ValueError, KeyError, TypeError):
-        yield Finding("error", METADATA, "it names no provider", VAGRANT, 'write {"provider": "libvirt"}')
+        yield Finding(NO_PROVIDER, METADATA)
         return
     if provider == "libvirt":
         yield from _lint_libvirt(archive, told, names)
     elif provider == "virtualbox" and OVF not in names:
-        yield Finding("error", "archive", f"no {OVF} in the box", VAGRANT, "export the machine as box.ovf")
+        yield Finding(NO_OVF, "archive")
     if VAGRANTFILE not in names:
-        text, fix = f"no {VAGRANTFILE} in the box", "write one with config.vm.base_mac"
-        yield Finding("warning", "archive", text, "Vagrant with VirtualBox", fix)
+        yield Finding(NO_VAGRANTFILE, "archive")
 
 
 def _lint_libvirt(archive: Archive, told: dict[str, Any], names: dict[str, Member]) -> Iterator[Finding]:
     several = told.get("disks")
     if not several and told.get("format") != "qcow2":
-        yield Finding("error", METADATA, "the format is not qcow2", VAGRANT, 'write "format": "qcow2"')
+        yield Finding(OTHER_FORMAT, METADATA)
     if not several and not isinstance(told.get("virtual_size"), int):
-        yield Finding("error", METADATA, "virtual_size is no number", VAGRANT, "write it in whole GiB")
+        yield Finding(NO_SIZE, METADATA)
     if not several and IMAGE not in names:
-        yield Finding("error", "archive", f"no {IMAGE} in the box", VAGRANT, f"call the disk {IMAGE}")
+        yield Finding(NO_IMAGE, "archive")
     elif not several and archive.inner(names[IMAGE]).head(4) != b"QFI\xfb":
-        text = f"{IMAGE} is no QCOW2, as the box says"
-        yield Finding("error", IMAGE, text, VAGRANT, "copy the box again", lossy=True)
+        yield Finding(NO_QCOW2, IMAGE).but(disk=[*_disks(archive)].index(IMAGE) + 1)
 
 
 def _recognize(reader: BoundedReader, head: bytes) -> Match:

@@ -16,8 +16,9 @@ from typing import BinaryIO, NamedTuple
 
 from build.formats.lib import pieces
 from build.formats.lib.errors import Unsupported
-from build.formats.lib.findings import Damaged, Finding, at
+from build.formats.lib.findings import Code, Damage, Damaged, Finding, Group, at
 from build.formats.lib.format import Format, Kind, Machine, Match, Options, Target
+from build.formats.lib.platforms import EVERY_IMPORTER, EVERY_READER, KVM, QEMU, VIRTUALBOX
 from build.formats.lib.reader import BoundedReader
 from build.formats.lib.words import pack_words, read_words
 from build.formats.lib.writer import Units, derive, put
@@ -30,12 +31,35 @@ ABSENT, DISCARDED = 0xFFFFFFFF, 0xFFFFFFFE
 LARGEST = 0x3FFFFFFF * BLOCK
 """Bytes of the largest disk that QEMU opens (VDI_BLOCKS_IN_IMAGE_MAX)."""
 MAP = SECTOR
-VIRTUALBOX = "VirtualBox"
 _TITLE = b"<<< Oracle VM VirtualBox Disk Image >>>\n"
 _HEADER = struct.Struct("<64sIIIII256sII16sIQIIII16s16s16s16s16s40x")
 _DYNAMIC, _STATIC, _DIFFERENCE = 1, 2, 4
 _MOST_BLOCKS = 1 << 24
 """Of a file that we read: a table of 64 MiB."""
+
+GROUP = Group("VDI", "VDI", "VirtualBox, VDICore.h; QEMU, block/vdi.c")
+_VIRTUALBOX, _BOTH, _READER = (VIRTUALBOX,), (VIRTUALBOX, QEMU), (EVERY_READER,)
+_AGAIN = "convert it again"
+NO_HEADER = Damage("VDI001", "no VDI header here", _VIRTUALBOX)
+OTHER_VERSION = Damage("VDI002", "version {version} is not 1.1", _VIRTUALBOX, "open it once in VirtualBox")
+UNKNOWN_TYPE = Damage("VDI003", "a VDI of the unknown type {type}", _VIRTUALBOX)
+NEEDS_PARENT = Damage(
+    "VDI004", "this VDI needs its parent disk", (EVERY_IMPORTER,), "clone it to one whole disk"
+)
+BLOCK_SIZE = Damage("VDI005", "blocks of {size} bytes", _BOTH)
+BAD_SIZE = Damage("VDI006", "a virtual size of {size} bytes is not possible", _VIRTUALBOX)
+FEW_BLOCKS = Damage("VDI007", "{count} blocks for a disk that needs {needed}", _BOTH)
+OTHER_BLOCKS = Code("VDI008", "error", "blocks of {size} bytes", (QEMU, KVM), _AGAIN)
+NO_UUID = Code("VDI009", "error", "the UUID is zero", _VIRTUALBOX, "give it a UUID")
+OTHER_SECTORS = Code("VDI010", "error", "sectors are not of 512 bytes", _BOTH, "convert it")
+UNALIGNED = Code("VDI011", "error", "table or data do not start on a sector", (QEMU,), _AGAIN)
+PAST_END = Code(
+    "VDI012", "error", "a block lies past the end of the file", _READER, "copy the file again", lossy=True
+)
+SHARED_PLACE = Code("VDI013", "error", "two blocks share one place", _READER, "copy it again", lossy=True)
+OTHER_COUNT = Code(
+    "VDI014", "warning", "the header counts {counted} blocks, the table {stored}", _VIRTUALBOX, _AGAIN
+)
 
 
 class Header(NamedTuple):
@@ -140,26 +164,22 @@ class VdiDisk:
     def __post_init__(self) -> None:
         header = self.header = Header(*_HEADER.unpack(self.reader.read(0, SECTOR)))
         if header.signature != SIGNATURE:
-            raise Damaged(at(64), "no VDI header here", VIRTUALBOX)
+            raise Damaged(NO_HEADER, at(64))
         if header.version >> 16 != 1:
             version = f"{header.version >> 16}.{header.version & 0xFFFF}"
-            raise Damaged(at(68), f"version {version} is not 1.1", VIRTUALBOX, "open it once in VirtualBox")
+            raise Damaged(OTHER_VERSION, at(68), version=version)
         if not _DYNAMIC <= header.type <= _DIFFERENCE:
-            raise Damaged(at(76), f"a VDI of the unknown type {header.type}", VIRTUALBOX)
+            raise Damaged(UNKNOWN_TYPE, at(76), type=header.type)
         if header.type > _STATIC or any(header.link) or any(header.parent):
-            raise Damaged(
-                at(76), "this VDI needs its parent disk", "every importer", "clone it to one whole disk"
-            )
+            raise Damaged(NEEDS_PARENT, at(76))
         if header.block < SECTOR or header.block & (header.block - 1) or header.block > 256 << 20:
-            raise Damaged(at(376), f"blocks of {header.block} bytes", f"{VIRTUALBOX}, QEMU")
+            raise Damaged(BLOCK_SIZE, at(376), size=header.block)
         self.size = header.size
         needed = -(-self.size // header.block)
         if not self.size or self.size % SECTOR or needed > _MOST_BLOCKS:
-            raise Damaged(at(368), f"a virtual size of {self.size} bytes is not possible", VIRTUALBOX)
+            raise Damaged(BAD_SIZE, at(368), size=self.size)
         if header.blocks < needed:
-            raise Damaged(
-                at(384), f"{header.blocks} blocks for a disk that needs {needed}", f"{VIRTUALBOX}, QEMU"
-            )
+            raise Damaged(FEW_BLOCKS, at(384), count=header.blocks, needed=needed)
         self.map = read_words("I", self.reader.read(header.map_at, 4 * needed), "little")
 
     def place(self, block: int) -> int:
@@ -203,13 +223,13 @@ def lint(reader: BoundedReader) -> Iterator[Finding]:
 def _lint_header(disk: VdiDisk) -> Iterator[Finding]:
     header = disk.header
     if header.block != BLOCK:
-        yield Finding("error", at(376), f"blocks of {header.block} bytes", "QEMU, KVM", "convert it again")
+        yield Finding(OTHER_BLOCKS, at(376), size=header.block)
     if not any(header.uuid):
-        yield Finding("error", at(392), "the UUID is zero", VIRTUALBOX, "give it a UUID")
+        yield Finding(NO_UUID, at(392))
     if int.from_bytes(header.geometry[12:], "little") != SECTOR:
-        yield Finding("error", at(360), "sectors are not of 512 bytes", f"{VIRTUALBOX}, QEMU", "convert it")
+        yield Finding(OTHER_SECTORS, at(360))
     if header.map_at % SECTOR or header.data_at % SECTOR:
-        yield Finding("error", at(340), "table or data do not start on a sector", "QEMU", "convert it again")
+        yield Finding(UNALIGNED, at(340))
 
 
 def _lint_map(disk: VdiDisk) -> Iterator[Finding]:
@@ -220,22 +240,13 @@ def _lint_map(disk: VdiDisk) -> Iterator[Finding]:
         if number >= DISCARDED:
             continue
         if header.data_at + (number + 1) * span > disk.reader.size:
-            yield Finding(
-                "error",
-                at(header.map_at + 4 * block),
-                "a block lies past the end of the file",
-                "every reader",
-                "copy the file again",
-                lossy=True,
-            )
+            yield Finding(PAST_END, at(header.map_at + 4 * block))
         stored.append(number << 32 | block)
     for low, high in itertools.pairwise(sorted(stored)):
         if low >> 32 == high >> 32:
-            where = at(header.map_at + 4 * (high & 0xFFFFFFFF))
-            yield Finding("error", where, "two blocks share one place", "every reader", "copy it again", True)
+            yield Finding(SHARED_PLACE, at(header.map_at + 4 * (high & 0xFFFFFFFF)))
     if header.allocated != len(stored):
-        text = f"the header counts {header.allocated} blocks, the table {len(stored)}"
-        yield Finding("warning", at(388), text, VIRTUALBOX, "convert it again")
+        yield Finding(OTHER_COUNT, at(388), counted=header.allocated, stored=len(stored))
 
 
 def _recognize(reader: BoundedReader, head: bytes) -> Match:

@@ -17,8 +17,18 @@ from typing import BinaryIO, Literal
 
 from build.formats.lib import pieces
 from build.formats.lib.errors import Unsupported
-from build.formats.lib.findings import Finding, at
+from build.formats.lib.findings import Code, Finding, at
 from build.formats.lib.format import DEBIAN, OTHER, Format, Kind, Machine, Match, Options, Target, Template
+from build.formats.lib.platforms import (
+    AZURE,
+    CLOUDSTACK,
+    EVERY_READER,
+    HYPERV,
+    KVM,
+    QEMU,
+    XCP_NG,
+    XENSERVER,
+)
 from build.formats.lib.reader import BoundedReader
 from build.formats.lib.vhd import (
     ABSENT,
@@ -138,7 +148,98 @@ def _summed(size: int) -> int:
     return max(1, -(-(size >> 24) // SECTOR)) * SECTOR
 
 
-XEN = "XenServer, XCP-ng"
+XEN = (XENSERVER, XCP_NG)
+_READER = (EVERY_READER,)
+_AGAIN = "convert again"
+_COPY = "copy the file again"
+_ZERO = "set them to zero"
+CUT_OFF = Code(
+    "VHD020",
+    "error",
+    "the file is cut off: the footer at the end is missing",
+    (*XEN, HYPERV),
+    _COPY,
+    lossy=True,
+)
+BEHIND_FOOTER = Code(
+    "VHD021",
+    "error",
+    "{count} bytes follow the footer",
+    (*XEN, HYPERV, AZURE),
+    "cut them off: truncate --size={end} FILE",
+)
+FOOTER_511 = Code("VHD022", "error", "the footer has 511 bytes instead of 512", XEN, "append one zero byte")
+FOOTER_CHECKSUM = Code("VHD023", "error", "the footer's checksum is wrong", (*XEN, HYPERV), _COPY)
+HEAD_COPY = Code(
+    "VHD024",
+    "error",
+    "the copy of the footer at the head differs from the footer",
+    (*XEN, CLOUDSTACK),
+    _AGAIN,
+)
+FEATURES = Code("VHD025", "error", "features {features:#x} instead of 2", XEN, "set the reserved feature bit")
+VERSION = Code("VHD026", "error", "format version {version:#x} instead of 1.0", _READER, _AGAIN)
+FUTURE = Code(
+    "VHD027", "error", "the creation time lies in the future", XEN, "stamp it with a time in the past"
+)
+NO_UUID = Code("VHD028", "error", "the UUID is zero", XEN, "give it a UUID")
+FOOTER_RESERVED = Code("VHD029", "error", "reserved bytes of the footer are not zero", XEN, _ZERO)
+SAVED_STATE = Code(
+    "VHD030", "warning", "the disk is marked as part of a saved state", (HYPERV,), "set the byte to 0"
+)
+GEOMETRY = Code(
+    "VHD031",
+    "error",
+    "geometry {stored} is larger than the disk's {known}",
+    XEN,
+    "write the geometry of the current size, rounded down",
+)
+BY_GEOMETRY = Code(
+    "VHD032",
+    "warning",
+    "creator {creator}: QEMU takes the size from the geometry, {taken} bytes instead of {size}",
+    (QEMU, KVM),
+    "open it with force_size_calc=current_size, or write creator tap",
+)
+ORIGINAL_SIZE = Code(
+    "VHD033",
+    "warning",
+    "original size {original} is not the current size {size}",
+    (CLOUDSTACK,),
+    "write the current size in both fields",
+)
+TOO_LARGE = Code("VHD034", "error", "larger than 2040 GiB", (*XEN, HYPERV), "use VHDX")
+ODD_SIZE = Code(
+    "VHD035", "warning", "size {size} is not a multiple of 2 MiB", XEN, "make the disk a multiple of 2 MiB"
+)
+NOT_WHOLE_MIB = Code("VHD036", "warning", "size {size} is not whole MiB", (AZURE,), "make the disk whole MiB")
+HEADER_CHECKSUM = Code("VHD037", "error", "the dynamic header's checksum is wrong", XEN, _COPY)
+HEADER_VERSION = Code("VHD038", "error", "header version {version:#x} instead of 1.0", XEN, _AGAIN)
+DATA_OFFSET = Code("VHD039", "error", "the header's data offset is not all ones", XEN, "set it to all ones")
+OTHER_BLOCKS = Code("VHD040", "error", "block size {size} instead of 2 MiB", XEN, _AGAIN)
+TABLE_PLACE = Code("VHD041", "error", "the block table does not start on a sector", XEN, _AGAIN)
+HEADER_RESERVED = Code("VHD042", "error", "parent fields or reserved bytes are not zero", XEN, _ZERO)
+CREATOR_VERSION = Code(
+    "VHD043", "error", "creator version tap {version} is not known", XEN, "write version 1.3"
+)
+OVER_HEAD = Code("VHD044", "error", "a block lies over the head of the file", _READER, _AGAIN, lossy=True)
+OVER_FOOTER = Code(
+    "VHD045", "error", "a block clobbers the footer or lies past it", _READER, _AGAIN, lossy=True
+)
+TOO_MANY = Code("VHD046", "error", "the table names more blocks than the file has room for", XEN, _AGAIN)
+OVER_BLOCK = Code("VHD047", "error", "a block clobbers another block", _READER, _AGAIN, lossy=True)
+UNALIGNED = Code(
+    "VHD048", "info", "blocks are not aligned to 4 KiB", fix="convert again for faster disk access"
+)
+NO_BATMAP = Code(
+    "VHD049", "error", "creator tap 1.3 without a batmap", XEN, "write a batmap after the block table"
+)
+BATMAP_VERSION = Code(
+    "VHD050", "error", "batmap version {version:#x} instead of 1.2", XEN, "write version 1.2"
+)
+BATMAP_PLACE = Code("VHD051", "error", "the batmap's place or size is wrong", XEN, _AGAIN)
+BATMAP_CHECKSUM = Code("VHD052", "error", "the batmap's checksum is wrong", XEN, _AGAIN)
+BATMAP_FULL = Code("VHD053", "error", "the batmap shows an unallocated block as full", XEN, _AGAIN)
 
 
 def lint(reader: BoundedReader) -> Iterator[Finding]:
@@ -159,66 +260,27 @@ def lint(reader: BoundedReader) -> Iterator[Finding]:
 def _lint_footer(reader: BoundedReader, footer: Footer, end: int) -> Iterator[Finding]:
     raw = reader.read(end if end < reader.size else 0, min(512, reader.size - end) or 512)
     if end == reader.size:
-        text = "the file is cut off: the footer at the end is missing"
-        yield Finding("error", at(end), text, f"{XEN}, Hyper-V", "copy the file again", lossy=True)
+        yield Finding(CUT_OFF, at(end))
     elif end + 512 < reader.size:
-        text = f"{reader.size - end - 512} bytes follow the footer"
-        fix = f"cut them off: truncate --size={end + 512} FILE"
-        yield Finding("error", at(end + 512), text, f"{XEN}, Hyper-V, Azure", fix)
+        yield Finding(BEHIND_FOOTER, at(end + 512), count=reader.size - end - 512, end=end + 512)
     elif len(raw) == 511:
-        yield Finding(
-            "error", at(end), "the footer has 511 bytes instead of 512", XEN, "append one zero byte"
-        )
+        yield Finding(FOOTER_511, at(end))
     if not is_sound(raw):
-        yield Finding(
-            "error", at(end + 64), "the footer's checksum is wrong", f"{XEN}, Hyper-V", "copy the file again"
-        )
+        yield Finding(FOOTER_CHECKSUM, at(end + 64))
     if footer.type != 2 and end < reader.size and reader.read(0, 512) != raw.ljust(512, b"\0"):
-        yield Finding(
-            "error",
-            at(0),
-            "the copy of the footer at the head differs from the footer",
-            f"{XEN}, CloudStack",
-            "convert again",
-        )
+        yield Finding(HEAD_COPY, at(0))
     if not footer.features & 2 or footer.features & ~3:
-        yield Finding(
-            "error",
-            at(end + 8),
-            f"features {footer.features:#x} instead of 2",
-            XEN,
-            "set the reserved feature bit",
-        )
+        yield Finding(FEATURES, at(end + 8), features=footer.features)
     if footer.version != 0x00010000:
-        yield Finding(
-            "error",
-            at(end + 12),
-            f"format version {footer.version:#x} instead of 1.0",
-            "every reader",
-            "convert again",
-        )
+        yield Finding(VERSION, at(end + 12), version=footer.version)
     if footer.timestamp > time.time() - EPOCH_2000 + 1800:
-        yield Finding(
-            "error",
-            at(end + 24),
-            "the creation time lies in the future",
-            XEN,
-            "stamp it with a time in the past",
-        )
+        yield Finding(FUTURE, at(end + 24))
     if footer.uuid == bytes(16):
-        yield Finding("error", at(end + 68), "the UUID is zero", XEN, "give it a UUID")
+        yield Finding(NO_UUID, at(end + 68))
     if any(raw[86:]):
-        yield Finding(
-            "error", at(end + 86), "reserved bytes of the footer are not zero", XEN, "set them to zero"
-        )
+        yield Finding(FOOTER_RESERVED, at(end + 86))
     if footer.saved:
-        yield Finding(
-            "warning",
-            at(end + 84),
-            "the disk is marked as part of a saved state",
-            "Hyper-V",
-            "set the byte to 0",
-        )
+        yield Finding(SAVED_STATE, at(end + 84))
     yield from _lint_size(footer, end)
 
 
@@ -228,44 +290,25 @@ def _lint_size(footer: Footer, end: int) -> Iterator[Finding]:
     stored = (footer.cylinders, footer.heads, footer.sectors)
     if _encode(chs) < _encode(stored):
         yield Finding(
-            "error",
-            at(end + 56),
-            f"geometry {'/'.join(map(str, stored))} is larger than the disk's {'/'.join(map(str, chs))}",
-            XEN,
-            "write the geometry of the current size, rounded down",
+            GEOMETRY, at(end + 56), stored="/".join(map(str, stored)), known="/".join(map(str, chs))
         )
     by_size = footer.creator in _BY_SIZE or stored == (65535, 16, 255)
     if not by_size and math.prod(stored) * SECTOR != size:
         yield Finding(
-            "warning",
+            BY_GEOMETRY,
             at(end + 28),
-            f"creator {shown(footer.creator)}: QEMU takes the size from the geometry, "
-            f"{math.prod(stored) * SECTOR} bytes instead of {size}",
-            "QEMU, KVM",
-            "open it with force_size_calc=current_size, or write creator tap",
+            creator=shown(footer.creator),
+            taken=math.prod(stored) * SECTOR,
+            size=size,
         )
     if footer.original_size != size:
-        yield Finding(
-            "warning",
-            at(end + 40),
-            f"original size {footer.original_size} is not the current size {size}",
-            "CloudStack",
-            "write the current size in both fields",
-        )
+        yield Finding(ORIGINAL_SIZE, at(end + 40), original=footer.original_size, size=size)
     if size > LARGEST:
-        yield Finding("error", at(end + 48), "larger than 2040 GiB", f"{XEN}, Hyper-V", "use VHDX")
+        yield Finding(TOO_LARGE, at(end + 48))
     if size % BLOCK:
-        yield Finding(
-            "warning",
-            at(end + 48),
-            f"size {size} is not a multiple of 2 MiB",
-            XEN,
-            "make the disk a multiple of 2 MiB",
-        )
+        yield Finding(ODD_SIZE, at(end + 48), size=size)
     if size % (1 << 20):
-        yield Finding(
-            "warning", at(end + 48), f"size {size} is not whole MiB", "Azure", "make the disk whole MiB"
-        )
+        yield Finding(NOT_WHOLE_MIB, at(end + 48), size=size)
 
 
 def _encode(chs: tuple[int, int, int]) -> int:
@@ -276,42 +319,20 @@ def _lint_header(reader: BoundedReader, footer: Footer, header: Header) -> Itera
     offset = footer.data_offset
     raw = reader.read(offset, 1024)
     if checksum(raw[:36] + bytes(4) + raw[40:]) != header.checksum:
-        yield Finding(
-            "error", at(offset + 36), "the dynamic header's checksum is wrong", XEN, "copy the file again"
-        )
+        yield Finding(HEADER_CHECKSUM, at(offset + 36))
     if header.version != 0x00010000:
-        yield Finding(
-            "error",
-            at(offset + 24),
-            f"header version {header.version:#x} instead of 1.0",
-            XEN,
-            "convert again",
-        )
+        yield Finding(HEADER_VERSION, at(offset + 24), version=header.version)
     if header.data_offset != (1 << 64) - 1:
-        yield Finding(
-            "error", at(offset + 8), "the header's data offset is not all ones", XEN, "set it to all ones"
-        )
+        yield Finding(DATA_OFFSET, at(offset + 8))
     if header.block_size != BLOCK:
-        yield Finding(
-            "error", at(offset + 32), f"block size {header.block_size} instead of 2 MiB", XEN, "convert again"
-        )
+        yield Finding(OTHER_BLOCKS, at(offset + 32), size=header.block_size)
     if header.table_offset % SECTOR:
-        yield Finding(
-            "error", at(offset + 16), "the block table does not start on a sector", XEN, "convert again"
-        )
+        yield Finding(TABLE_PLACE, at(offset + 16))
     if any(raw[40:]):
-        yield Finding(
-            "error", at(offset + 40), "parent fields or reserved bytes are not zero", XEN, "set them to zero"
-        )
+        yield Finding(HEADER_RESERVED, at(offset + 40))
     if footer.creator == b"tap\0" and not 0x00010001 <= footer.creator_version <= 0x00010003:
         major, minor = footer.creator_version >> 16, footer.creator_version & 0xFFFF
-        yield Finding(
-            "error",
-            at(reader.size - 512 + 32),
-            f"creator version tap {major}.{minor} is not known",
-            XEN,
-            "write version 1.3",
-        )
+        yield Finding(CREATOR_VERSION, at(reader.size - 512 + 32), version=f"{major}.{minor}")
 
 
 def _lint_bat(disk: VhdDisk, end: int) -> Iterator[Finding]:
@@ -326,34 +347,21 @@ def _lint_bat(disk: VhdDisk, end: int) -> Iterator[Finding]:
             continue
         start = sector * SECTOR
         if start < head:
-            text = "a block lies over the head of the file"
-            yield Finding("error", at(table + block * 4), text, "every reader", "convert again", lossy=True)
+            yield Finding(OVER_HEAD, at(table + block * 4))
         elif start + span > end:
             if end == disk.reader.size:  # it is cut off, which was said
                 continue
-            text = "a block clobbers the footer or lies past it"
-            yield Finding("error", at(table + block * 4), text, "every reader", "convert again", lossy=True)
+            yield Finding(OVER_FOOTER, at(table + block * 4))
         placed.append(sector << 32 | block)
         if len(placed) * span > end:
-            yield Finding(
-                "error",
-                at(table),
-                "the table names more blocks than the file has room for",
-                XEN,
-                "convert again",
-            )
+            yield Finding(TOO_MANY, at(table))
             return
     placed.sort()
     for low, high in itertools.pairwise(placed):
         if (high >> 32) * SECTOR < (low >> 32) * SECTOR + span:
-            where = at(table + (high & ABSENT) * 4)
-            yield Finding(
-                "error", where, "a block clobbers another block", "every reader", "convert again", True
-            )
+            yield Finding(OVER_BLOCK, at(table + (high & ABSENT) * 4))
     if any(((entry >> 32) * SECTOR + disk.bitmap_size) % 4096 for entry in placed):
-        yield Finding(
-            "info", at(table), "blocks are not aligned to 4 KiB", "", "convert again for faster disk access"
-        )
+        yield Finding(UNALIGNED, at(table))
 
 
 def _lint_batmap(disk: VhdDisk) -> Iterator[Finding]:
@@ -362,35 +370,21 @@ def _lint_batmap(disk: VhdDisk) -> Iterator[Finding]:
     offset = table + -(-disk.header.entries * 4 // SECTOR) * SECTOR
     cookie, map_at, sectors, version, stored = _BATMAP.unpack(reader.read(offset, SECTOR))
     if cookie != b"tdbatmap":
-        yield Finding(
-            "error",
-            at(offset),
-            "creator tap 1.3 without a batmap",
-            XEN,
-            "write a batmap after the block table",
-        )
+        yield Finding(NO_BATMAP, at(offset))
         return
     if version != 0x00010002:
-        yield Finding(
-            "error", at(offset + 20), f"batmap version {version:#x} instead of 1.2", XEN, "write version 1.2"
-        )
+        yield Finding(BATMAP_VERSION, at(offset + 20), version=version)
     if not map_at or map_at % SECTOR or sectors * SECTOR * 8 < len(disk.bat):
-        yield Finding("error", at(offset + 8), "the batmap's place or size is wrong", XEN, "convert again")
+        yield Finding(BATMAP_PLACE, at(offset + 8))
         return
     if sectors > -(-disk.header.entries // 4096):
         sectors = -(-disk.header.entries // 4096)
     bits = reader.read(map_at, sectors * SECTOR)
     if checksum(bits[: _summed(disk.size)]) != stored:
-        yield Finding("error", at(offset + 24), "the batmap's checksum is wrong", XEN, "convert again")
+        yield Finding(BATMAP_CHECKSUM, at(offset + 24))
     for block, sector in enumerate(disk.bat):
         if sector == ABSENT and bits[block >> 3] & 0x80 >> (block & 7):
-            yield Finding(
-                "error",
-                at(map_at + (block >> 3)),
-                "the batmap shows an unallocated block as full",
-                XEN,
-                "convert again",
-            )
+            yield Finding(BATMAP_FULL, at(map_at + (block >> 3)))
 
 
 def _recognize(reader: BoundedReader, head: bytes) -> Match:

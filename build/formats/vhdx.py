@@ -17,8 +17,9 @@ from typing import BinaryIO, NamedTuple
 from build.crc32c import crc32c
 from build.formats.lib import pieces
 from build.formats.lib.errors import Unsupported
-from build.formats.lib.findings import Damaged, Finding, at
+from build.formats.lib.findings import Code, Damage, Damaged, Finding, Group, at
 from build.formats.lib.format import Format, Kind, Machine, Match, Options, Target
+from build.formats.lib.platforms import EVERY_IMPORTER, HYPERV, QEMU
 from build.formats.lib.reader import BoundedReader
 from build.formats.lib.words import pack_words, read_words
 from build.formats.lib.writer import Units, derive, put
@@ -48,7 +49,36 @@ DISK_SIZE = uuid.UUID("2FA54224-CD1B-4876-B211-5DBED83BF4B8")
 PAGE_83 = uuid.UUID("BECA12AB-B2E6-4523-93EF-C309E000C746")
 LOGICAL_SECTOR = uuid.UUID("8141BF1D-A96F-4709-BA47-F233A8FAAB5F")
 PHYSICAL_SECTOR = uuid.UUID("CDA348C7-445D-4471-9CC9-E9885251C556")
-HYPERV = "Hyper-V"
+
+GROUP = Group("VHDX", "VHDX", "Microsoft, [MS-VHDX]")
+_HYPERV, _BOTH = (HYPERV,), (HYPERV, QEMU)
+_AGAIN, _COPY = "convert again", "copy the file again"
+NO_IDENTIFIER = Damage("VHDX001", "no VHDX identifier here", _HYPERV)
+LARGE_FILE = Damage("VHDX002", "{size} bytes are more than any VHDX has", _HYPERV)
+LOG = Damage(
+    "VHDX003",
+    "the log has entries that were never replayed",
+    (EVERY_IMPORTER,),
+    "open the disk once in Hyper-V, which replays them, and export it again",
+)
+NO_REGION = Damage("VHDX004", "the region table names no {name}", _HYPERV)
+SHORT_TABLE = Damage("VHDX005", "the block table has {size} bytes, the disk needs {needed}", _HYPERV)
+NO_ITEM = Damage("VHDX006", "the metadata item {name} is missing", _HYPERV)
+BLOCK_SIZE = Damage("VHDX007", "block size {size} is not a power of two from 1 to 256 MiB", _HYPERV)
+NEEDS_PARENT = Damage("VHDX008", "this VHDX needs its parent disk", _HYPERV, "export it as one whole disk")
+SECTOR_SIZE = Damage("VHDX009", "logical sectors of {size} bytes", _HYPERV)
+BAD_SIZE = Damage("VHDX010", "virtual size {size} is not possible", _HYPERV)
+PARTIAL_BLOCK = Damage("VHDX011", "block {block} lies partly in a parent disk", _HYPERV)
+NO_SOUND_HEADER = Damage("VHDX012", "neither of the two headers is sound", _HYPERV)
+NO_SOUND_REGIONS = Damage("VHDX013", "neither of the two region tables is sound", _HYPERV)
+NO_METADATA = Damage("VHDX014", "no metadata table here", _HYPERV)
+BAD_HEADER = Code("VHDX015", "error", "a header is damaged", _HYPERV, _COPY)
+OTHER_VERSION = Code("VHDX016", "error", "version {version} instead of 1", _HYPERV, _AGAIN)
+BAD_REGIONS = Code("VHDX017", "error", "a region table is damaged", _BOTH, _COPY)
+RESERVED_STATE = Code("VHDX018", "error", "a block has the reserved state {state}", _HYPERV, _AGAIN)
+PAST_END = Code("VHDX019", "error", "a block lies past the end of the file", _BOTH, _COPY, lossy=True)
+OVER_TABLES = Code("VHDX020", "error", "a block lies over the file's own tables", _HYPERV, _AGAIN, lossy=True)
+OVER_BLOCK = Code("VHDX021", "error", "a block clobbers another block", _HYPERV, _AGAIN, lossy=True)
 
 
 class Header(NamedTuple):
@@ -177,21 +207,16 @@ class VhdxDisk:
 
     def __post_init__(self) -> None:
         if self.reader.read(0, 8) != b"vhdxfile":
-            raise Damaged(at(0), "no VHDX identifier here", HYPERV)
+            raise Damaged(NO_IDENTIFIER, at(0))
         if self.reader.size > LARGEST_FILE:
-            raise Damaged(at(LARGEST_FILE), f"{self.reader.size} bytes are more than any VHDX has", HYPERV)
+            raise Damaged(LARGE_FILE, at(LARGEST_FILE), size=self.reader.size)
         self.header, self.header_at = _newest_header(self.reader)
         if any(self.header.log_guid):
-            raise Damaged(
-                at(self.header_at + 48),
-                "the log has entries that were never replayed",
-                "every importer",
-                "open the disk once in Hyper-V, which replays them, and export it again",
-            )
+            raise Damaged(LOG, at(self.header_at + 48))
         self.regions = _read_regions(self.reader)
         for name, known in ((BAT, "block table"), (METADATA, "metadata")):
             if name not in self.regions:
-                raise Damaged(at(REGIONS[0]), f"the region table names no {known}", HYPERV)
+                raise Damaged(NO_REGION, at(REGIONS[0]), name=known)
         self.items = _read_metadata(self.reader.window(*self.regions[METADATA]), self.regions[METADATA][0])
         self._read_parameters()
         blocks = -(-self.size // self.block_size)
@@ -199,7 +224,7 @@ class VhdxDisk:
         start, length = self.regions[BAT]
         needed = _entries(blocks, self.ratio) * 8
         if needed > length:
-            raise Damaged(at(start), f"the block table has {length} bytes, the disk needs {needed}", HYPERV)
+            raise Damaged(SHORT_TABLE, at(start), size=length, needed=needed)
         self.entries = needed // 8
         self.window = functools.lru_cache(maxsize=64)(self._read_window)
 
@@ -208,22 +233,20 @@ class VhdxDisk:
 
         def number(name: uuid.UUID, length: int) -> int:
             if name not in self.items or len(self.items[name]) < length:
-                raise Damaged(at(start), f"the metadata item {name} is missing", HYPERV)
+                raise Damaged(NO_ITEM, at(start), name=str(name))
             return int.from_bytes(self.items[name][:length], "little")
 
         self.block_size = number(FILE_PARAMETERS, 4)
         if not MIB <= self.block_size <= 256 * MIB or self.block_size & (self.block_size - 1):
-            raise Damaged(
-                at(start), f"block size {self.block_size} is not a power of two from 1 to 256 MiB", HYPERV
-            )
+            raise Damaged(BLOCK_SIZE, at(start), size=self.block_size)
         if number(FILE_PARAMETERS, 8) >> 33 & 1:
-            raise Damaged(at(start), "this VHDX needs its parent disk", HYPERV, "export it as one whole disk")
+            raise Damaged(NEEDS_PARENT, at(start))
         self.size = number(DISK_SIZE, 8)
         self.sector = number(LOGICAL_SECTOR, 4)
         if self.sector not in (512, 4096):
-            raise Damaged(at(start), f"logical sectors of {self.sector} bytes", HYPERV)
+            raise Damaged(SECTOR_SIZE, at(start), size=self.sector)
         if not 0 < self.size <= LARGEST or self.size % self.sector:
-            raise Damaged(at(start), f"virtual size {self.size} is not possible", HYPERV)
+            raise Damaged(BAD_SIZE, at(start), size=self.size)
 
     def _read_window(self, number: int) -> array[int]:
         """So many entries of the block table, which may have half a GiB in all; empty when all are zero."""
@@ -270,7 +293,7 @@ class VhdxDisk:
             high = min(start + wanted, (block + 1) * self.block_size)
             if state == PARTIAL:
                 where = at(self.regions[BAT][0])
-                raise Damaged(where, f"block {block} lies partly in a parent disk", HYPERV)
+                raise Damaged(PARTIAL_BLOCK, where, block=block)
             full = state == FULL
             parts.append(
                 self.reader.read(offset + low - block * self.block_size, high - low)
@@ -293,7 +316,7 @@ def _headers(reader: BoundedReader) -> list[tuple[int, Header, bool]]:
 def _newest_header(reader: BoundedReader) -> tuple[Header, int]:
     sound = [(header.sequence, offset, header) for offset, header, right in _headers(reader) if right]
     if not sound:
-        raise Damaged(at(HEADERS[0]), "neither of the two headers is sound", HYPERV)
+        raise Damaged(NO_SOUND_HEADER, at(HEADERS[0]))
     _, offset, header = max(sound)
     return header, offset
 
@@ -306,13 +329,13 @@ def _read_regions(reader: BoundedReader) -> dict[uuid.UUID, tuple[int, int]]:
         count = min(struct.unpack_from("<I", raw, 8)[0], 2047)
         rows = (_REGION.unpack_from(raw, 16 + 32 * row) for row in range(count))
         return {uuid.UUID(bytes_le=name): (start, length) for name, start, length, _ in rows}
-    raise Damaged(at(REGIONS[0]), "neither of the two region tables is sound", HYPERV)
+    raise Damaged(NO_SOUND_REGIONS, at(REGIONS[0]))
 
 
 def _read_metadata(region: BoundedReader, start: int) -> dict[uuid.UUID, bytes]:
     raw = region.read(0, 64 * KIB)
     if not raw.startswith(b"metadata"):
-        raise Damaged(at(start), "no metadata table here", HYPERV)
+        raise Damaged(NO_METADATA, at(start))
     count = min(struct.unpack_from("<H", raw, 10)[0], 2047)
     items = {}
     for row in range(count):
@@ -325,17 +348,13 @@ def lint(reader: BoundedReader) -> Iterator[Finding]:
     """Check headers, regions, metadata and block table; libvhdi and QEMU overlook part of this."""
     for offset, header, right in _headers(reader):
         if not right:
-            yield Finding("error", at(offset), "a header is damaged", HYPERV, "copy the file again")
+            yield Finding(BAD_HEADER, at(offset))
         elif header.version != 1:
-            yield Finding(
-                "error", at(offset + 66), f"version {header.version} instead of 1", HYPERV, "convert again"
-            )
+            yield Finding(OTHER_VERSION, at(offset + 66), version=header.version)
     tables = [reader.read(offset, 64 * KIB) for offset in REGIONS]
     for offset, raw in zip(REGIONS, tables, strict=True):
         if not raw.startswith(b"regi") or not _right(raw):
-            yield Finding(
-                "error", at(offset), "a region table is damaged", f"{HYPERV}, QEMU", "copy the file again"
-            )
+            yield Finding(BAD_REGIONS, at(offset))
     disk = VhdxDisk(reader)
     yield from _lint_bat(disk)
 
@@ -349,27 +368,17 @@ def _lint_bat(disk: VhdxDisk) -> Iterator[Finding]:
             continue
         where = at(start + 8 * (block + block // disk.ratio))
         if state in (4, 5):
-            yield Finding("error", where, f"a block has the reserved state {state}", HYPERV, "convert again")
+            yield Finding(RESERVED_STATE, where, state=state)
         if state != FULL:
             continue
         if offset + disk.block_size > disk.reader.size:
-            yield Finding(
-                "error",
-                where,
-                "a block lies past the end of the file",
-                f"{HYPERV}, QEMU",
-                "copy the file again",
-                lossy=True,
-            )
+            yield Finding(PAST_END, where)
             continue
         if any(offset < low + length and low < offset + disk.block_size for low, length in heads):
-            text = "a block lies over the file's own tables"
-            yield Finding("error", where, text, HYPERV, "convert again", lossy=True)
+            yield Finding(OVER_TABLES, where)
         span = slice(offset // MIB, (offset + disk.block_size) // MIB)
         if any(taken[span]):
-            yield Finding(
-                "error", where, "a block clobbers another block", HYPERV, "convert again", lossy=True
-            )
+            yield Finding(OVER_BLOCK, where)
         taken[span] = b"\1" * (span.stop - span.start)
 
 

@@ -18,8 +18,9 @@ from typing import Any, BinaryIO, Literal, NamedTuple
 from build.formats.lib import pieces
 from build.formats.lib.codec import Zlib
 from build.formats.lib.errors import Unsupported
-from build.formats.lib.findings import Damaged, Finding, at
+from build.formats.lib.findings import Code, Damage, Damaged, Finding, Group, at
 from build.formats.lib.format import Format, Kind, Machine, Match, Options, Target, level
+from build.formats.lib.platforms import AWS, ESXI, EVERY_IMPORTER, QEMU, VCENTER, Affected
 from build.formats.lib.reader import BoundedReader
 from build.formats.lib.words import pack_words, read_words
 from build.formats.lib.writer import Units, derive, put
@@ -32,7 +33,6 @@ DESCRIPTOR_SECTORS = 20
 AT_END = (1 << 64) - 1
 EOS, TABLE, DIRECTORY, FOOTER = 0, 1, 2, 3
 COMPRESSED, MARKERS, ZERO_GRAINS, NEWLINES = 1 << 16, 1 << 17, 1 << 2, 1
-ESXI = "ESXi, vCenter"
 CODEC = Zlib()
 Adapter = Literal["lsilogic", "buslogic", "pvscsi", "ide"]
 
@@ -44,6 +44,108 @@ _EXTENT = re.compile(
 )
 """A line of the descriptor that names a part of the disk, and its length in sectors."""
 _PER_GROUP = PER_TABLE * GRAIN // pieces.PIECE
+
+GROUP = Group("VMDK", "VMDK", "VMware, Virtual Disk Format 5.0 and open-vmdk; QEMU, block/vmdk.c")
+_ESXI, _IMPORTER, _ALSO_QEMU = (ESXI, VCENTER), (EVERY_IMPORTER,), (ESXI, VCENTER, QEMU)
+_AGAIN = "convert again"
+_CUT = "copy the file again: it may be cut off"
+BAD_CAPACITY = Damage("VMDK001", "a capacity of {count} sectors is not possible", _ESXI)
+GRAIN_SIZE = Damage("VMDK002", "grains of {size} bytes", _ESXI)
+TABLE_SIZE = Damage("VMDK003", "{count} entries a grain table", _ESXI)
+COMPRESSION = Damage("VMDK004", "compression algorithm {algorithm} is not deflate", _ESXI)
+OTHER_GRAIN = Damage("VMDK005", "a grain says sector {said} instead of {expected}", _ESXI)
+LONG_GRAIN = Damage("VMDK006", "a grain of {size} compressed bytes", _ESXI)
+BROKEN_GRAIN = Damage("VMDK007", "a grain cannot be expanded: {reason}", _ALSO_QEMU)
+SHORT_GRAIN = Damage("VMDK008", "a grain holds {size} bytes instead of {expected}", _ESXI)
+NO_HEADER = Damage("VMDK009", "no VMDK header here", _ESXI, _CUT)
+NO_FOOTER = Damage("VMDK010", "no VMDK footer here", _ESXI, _CUT)
+DESCRIPTOR_ALONE = Damage(
+    "VMDK011",
+    "this is a descriptor alone, its extents are other files",
+    _IMPORTER,
+    "convert the extents' disk to streamOptimized",
+)
+COWD = Damage(
+    "VMDK012",
+    "this is an ESX 2 sparse extent (COWD)",
+    _IMPORTER,
+    "clone the disk to a whole one (vmkfstools -i)",
+)
+SPLIT = Damage(
+    "VMDK013",
+    "this is one piece of a split VMDK: its descriptor and the other pieces are other files",
+    _IMPORTER,
+    "convert the whole disk, by its descriptor: qemu-img convert -O raw NAME.vmdk NEW.raw",
+)
+NOT_STREAM = Code(
+    "VMDK014",
+    "error",
+    "this sparse VMDK is not streamOptimized",
+    (*_ESXI, AWS),
+    "convert it: inv convert.vmdk --from FILE",
+)
+OLD_VERSION = Code(
+    "VMDK015",
+    "error",
+    "header version {version} instead of 3",
+    (Affected("esxi", since="6.5"),),
+    "write version 3",
+    repair="version",
+)
+LINE_ENDS = Code(
+    "VMDK016", "error", "line ends in the header were changed by a text transfer", _ESXI, "copy it as binary"
+)
+UNCLEAN = Code(
+    "VMDK017", "warning", "the disk was not closed cleanly", _ESXI, "open and close it once where it was made"
+)
+ODD_CAPACITY = Code("VMDK018", "info", "the capacity is not a multiple of the grain size")
+OTHER_FOOTER = Code(
+    "VMDK019", "error", "the footer differs from the header in more than the directory's place", _ESXI, _AGAIN
+)
+NO_DESCRIPTOR = Code("VMDK020", "error", "no embedded descriptor", _ESXI, _AGAIN)
+NO_TITLE = Code("VMDK021", "error", "the descriptor does not begin with its title line", _ESXI, _AGAIN)
+NO_CONTENT_ID = Code("VMDK022", "error", "the descriptor has no content id", _ESXI, "write a CID")
+NO_TYPE = Code("VMDK023", "error", "the descriptor has no createType", _ESXI, "write streamOptimized")
+OTHER_TYPE = Code("VMDK024", "error", "the createType is {said}", _ESXI, "write streamOptimized")
+NEEDS_PARENT = Code("VMDK025", "error", "the disk needs a parent disk", _ESXI, "export it as one whole disk")
+NO_EXTENT = Code(
+    "VMDK026", "error", "the descriptor names no extent, the disk has {capacity} sectors", _ESXI, _AGAIN
+)
+OTHER_EXTENTS = Code(
+    "VMDK027",
+    "error",
+    "the descriptor names extents of {count} sectors, the disk has {capacity} sectors",
+    _ESXI,
+    _AGAIN,
+)
+IDE = Code(
+    "VMDK028",
+    "warning",
+    "the adapter is IDE",
+    (Affected("vcenter", case="with a SCSI controller in the OVF"),),
+    "write lsilogic",
+)
+NO_ADAPTER = Code("VMDK029", "warning", "no adapter is named", fix="write lsilogic")
+OTHER_ADAPTER = Code(
+    "VMDK030", "warning", "the adapter {said} is not one that VMware names", fix="write lsilogic"
+)
+NO_END = Code("VMDK031", "error", "the stream has no end mark", _ESXI, "append a sector of zeros")
+FOREIGN_GRAIN = Damage("VMDK032", "a grain says sector {said}, which is none of this disk's", _ESXI)
+ORDER = Code("VMDK033", "error", "grains are not in rising order", _ESXI, _AGAIN)
+LOST_GRAIN = Code(
+    "VMDK034", "error", "the grain table does not name a stored grain", _ALSO_QEMU, _AGAIN, lossy=True
+)
+UNKNOWN_MARKER = Damage("VMDK035", "a marker of the unknown type {type}", _ESXI)
+BEHIND_END = Code("VMDK036", "error", "bytes follow the end mark", _ESXI, "cut the file there")
+BEHIND_OLD_END = Code("VMDK037", "warning", "bytes follow the end mark", _ESXI, "cut the file there")
+OTHER_COUNT = Code(
+    "VMDK038",
+    "error",
+    "a grain table names {named} grains, the stream holds {stored}",
+    _ALSO_QEMU,
+    _AGAIN,
+    lossy=True,
+)
 
 
 class Header(NamedTuple):
@@ -231,15 +333,15 @@ class VmdkDisk:
         header = self.header
         self.size = header.capacity * SECTOR
         if not 0 < self.size <= 62 << 40:
-            raise Damaged(at(12), f"a capacity of {header.capacity} sectors is not possible", ESXI)
+            raise Damaged(BAD_CAPACITY, at(12), count=header.capacity)
         self.grain = header.grain * SECTOR
         if not 4096 <= self.grain <= pieces.PIECE or self.grain & (self.grain - 1):
-            raise Damaged(at(20), f"grains of {self.grain} bytes", ESXI)
+            raise Damaged(GRAIN_SIZE, at(20), size=self.grain)
         if not 1 <= header.per_table <= 4096:
-            raise Damaged(at(44), f"{header.per_table} entries a grain table", ESXI)
+            raise Damaged(TABLE_SIZE, at(44), count=header.per_table)
         self.compressed = bool(header.flags & COMPRESSED)
         if self.compressed and header.compression != 1:
-            raise Damaged(at(77), f"compression algorithm {header.compression} is not deflate", ESXI)
+            raise Damaged(COMPRESSION, at(77), algorithm=header.compression)
         tables = -(-self.size // (self.grain * header.per_table))
         self.directory = _words(self.reader, header.directory * SECTOR, tables)
         self.table = functools.lru_cache(maxsize=16)(self._read_table)
@@ -262,17 +364,15 @@ class VmdkDisk:
             return self.reader.read(offset, wanted)
         address, length = _GRAIN.unpack(self.reader.read(offset, _GRAIN.size))
         if self.header.flags & MARKERS and address != grain * self.header.grain:
-            raise Damaged(
-                at(offset), f"a grain says sector {address} instead of {grain * self.header.grain}", ESXI
-            )
+            raise Damaged(OTHER_GRAIN, at(offset), said=address, expected=grain * self.header.grain)
         if not 0 < length <= 2 * self.grain + 4096:
-            raise Damaged(at(offset + 8), f"a grain of {length} compressed bytes", ESXI)
+            raise Damaged(LONG_GRAIN, at(offset + 8), size=length)
         try:
             data = CODEC.expand(self.reader.read(offset + _GRAIN.size, length), self.grain)
         except ValueError as error:
-            raise Damaged(at(offset), f"a grain cannot be expanded: {error}", f"{ESXI}, QEMU") from None
+            raise Damaged(BROKEN_GRAIN, at(offset), reason=str(error)) from None
         if len(data) < wanted:
-            raise Damaged(at(offset), f"a grain holds {len(data)} bytes instead of {wanted}", ESXI)
+            raise Damaged(SHORT_GRAIN, at(offset), size=len(data), expected=wanted)
         return data if len(data) == wanted else data[:wanted]
 
     def facts(self) -> dict[str, str]:
@@ -317,8 +417,7 @@ def read_header(reader: BoundedReader, offset: int) -> Header:
     """A sparse extent header; Damaged when there is none."""
     header = Header(*_HEADER.unpack(reader.read(offset, SECTOR)))
     if header.magic != b"KDMV":
-        where = "footer" if offset else "header"
-        raise Damaged(at(offset), f"no VMDK {where} here", ESXI, "copy the file again: it may be cut off")
+        raise Damaged(NO_FOOTER if offset else NO_HEADER, at(offset))
     return header
 
 
@@ -330,24 +429,13 @@ def _refuse_other_files(reader: BoundedReader) -> None:
     """Raise Damaged for a VMDK whose disk lies in other files, or in another form."""
     start = reader.read(0, min(reader.size, SECTOR))
     if start.lower().startswith(b"# disk descriptor"):
-        raise Damaged(
-            at(0),
-            "this is a descriptor alone, its extents are other files",
-            "every importer",
-            "convert the extents' disk to streamOptimized",
-        )
+        raise Damaged(DESCRIPTOR_ALONE, at(0))
     if start.startswith(b"COWD"):
-        text = "this is an ESX 2 sparse extent (COWD)"
-        raise Damaged(at(0), text, "every importer", "clone the disk to a whole one (vmkfstools -i)")
+        raise Damaged(COWD, at(0))
     if start.startswith(b"KDMV") and len(start) == SECTOR:
         header = Header(*_HEADER.unpack(start))
         if not header.descriptor and not header.flags & COMPRESSED:
-            raise Damaged(
-                at(28),
-                "this is one piece of a split VMDK: its descriptor and the other pieces are other files",
-                "every importer",
-                "convert the whole disk, by its descriptor: qemu-img convert -O raw NAME.vmdk NEW.raw",
-            )
+            raise Damaged(SPLIT, at(28))
 
 
 def lint(reader: BoundedReader) -> Iterator[Finding]:
@@ -362,86 +450,47 @@ def lint(reader: BoundedReader) -> Iterator[Finding]:
 def _lint_header(disk: VmdkDisk) -> Iterator[Finding]:
     head, header = disk.head, disk.header
     if not disk.compressed or not head.flags & MARKERS:
-        yield Finding(
-            "error",
-            at(8),
-            "this sparse VMDK is not streamOptimized",
-            f"{ESXI}, AWS",
-            "convert it: inv convert.vmdk --from FILE",
-        )
+        yield Finding(NOT_STREAM, at(8))
     elif head.version != 3:
-        yield Finding(
-            "error",
-            at(4),
-            f"header version {head.version} instead of 3",
-            "ESXi 6.5 and later",
-            "write version 3",
-        )
+        yield Finding(OLD_VERSION, at(4), version=head.version)
     if head.newlines != b"\n \r\n":
-        yield Finding(
-            "error",
-            at(73),
-            "line ends in the header were changed by a text transfer",
-            ESXI,
-            "copy it as binary",
-        )
+        yield Finding(LINE_ENDS, at(73))
     if head.unclean:
-        yield Finding(
-            "warning",
-            at(72),
-            "the disk was not closed cleanly",
-            ESXI,
-            "open and close it once where it was made",
-        )
+        yield Finding(UNCLEAN, at(72))
     if header.capacity % header.grain:
-        yield Finding("info", at(12), "the capacity is not a multiple of the grain size", "", "")
+        yield Finding(ODD_CAPACITY, at(12))
     if head.directory == AT_END and header._replace(directory=AT_END) != head:
-        yield Finding(
-            "error",
-            at(disk.reader.size - 1024),
-            "the footer differs from the header in more than the directory's place",
-            ESXI,
-            "convert again",
-        )
+        yield Finding(OTHER_FOOTER, at(disk.reader.size - 1024))
 
 
 def _lint_descriptor(disk: VmdkDisk) -> Iterator[Finding]:
     head = disk.head
     if not head.descriptor or head.descriptor_size > 2048:
-        yield Finding("error", at(28), "no embedded descriptor", ESXI, "convert again")
+        yield Finding(NO_DESCRIPTOR, at(28))
         return
     where = at(head.descriptor * SECTOR)
     raw = disk.reader.read(head.descriptor * SECTOR, head.descriptor_size * SECTOR)
     text, values = raw.rstrip(b"\0").decode("latin-1"), disk.descriptor()
     if not text.startswith("# Disk DescriptorFile"):
-        yield Finding(
-            "error", where, "the descriptor does not begin with its title line", ESXI, "convert again"
-        )
+        yield Finding(NO_TITLE, where)
     if values.get("cid", "ffffffff").lower() in ("ffffffff", "fffffffe"):
-        yield Finding("error", where, "the descriptor has no content id", ESXI, "write a CID")
+        yield Finding(NO_CONTENT_ID, where)
     created = values.get("createtype", "")
     if disk.compressed and created.lower() != "streamoptimized":
-        text = f"the createType is {created}" if created else "the descriptor has no createType"
-        yield Finding("error", where, text, ESXI, "write streamOptimized")
+        yield Finding(OTHER_TYPE, where, said=created) if created else Finding(NO_TYPE, where)
     if values.get("parentcid", "ffffffff").lower() != "ffffffff":
-        yield Finding("error", where, "the disk needs a parent disk", ESXI, "export it as one whole disk")
+        yield Finding(NEEDS_PARENT, where)
     sizes = [int(size) for size in _EXTENT.findall(text)]
     if sum(sizes) != head.capacity:
-        named = f"extents of {sum(sizes)} sectors" if sizes else "no extent"
-        text = f"the descriptor names {named}, the disk has {head.capacity} sectors"
-        yield Finding("error", where, text, ESXI, "convert again")
+        if sizes:
+            yield Finding(OTHER_EXTENTS, where, count=sum(sizes), capacity=head.capacity)
+        else:
+            yield Finding(NO_EXTENT, where, capacity=head.capacity)
     adapter = values.get("ddb.adaptertype", "")
     if adapter.lower() == "ide":
-        yield Finding(
-            "warning",
-            where,
-            "the adapter is IDE",
-            "vCenter with a SCSI controller in the OVF",
-            "write lsilogic",
-        )
+        yield Finding(IDE, where)
     elif adapter.lower() not in ("lsilogic", "buslogic", "legacyesx"):
-        text = f"the adapter {adapter} is not one that VMware names" if adapter else "no adapter is named"
-        yield Finding("warning", where, text, "", "write lsilogic")
+        yield Finding(OTHER_ADAPTER, where, said=adapter) if adapter else Finding(NO_ADAPTER, where)
 
 
 def _walk(disk: VmdkDisk) -> Iterator[Finding]:
@@ -452,8 +501,7 @@ def _walk(disk: VmdkDisk) -> Iterator[Finding]:
     while not ended:
         offset = position * SECTOR
         if offset + SECTOR > reader.size:
-            text = "the stream has no end mark"
-            yield Finding("error", at(reader.size), text, ESXI, "append a sector of zeros")
+            yield Finding(NO_END, at(reader.size))
             return
         count, length, kind = _MARKER.unpack(reader.read(offset, SECTOR))
         position += 1
@@ -461,15 +509,12 @@ def _walk(disk: VmdkDisk) -> Iterator[Finding]:
             address = count
             grain, rest = divmod(address, disk.header.grain)
             if rest or grain * disk.grain >= disk.size:
-                raise Damaged(
-                    at(offset), f"a grain says sector {address}, which is none of this disk's", ESXI
-                )
+                raise Damaged(FOREIGN_GRAIN, at(offset), said=address)
             if grain <= last:
-                yield Finding("error", at(offset), "grains are not in rising order", ESXI, "convert again")
+                yield Finding(ORDER, at(offset))
             last = max(last, grain)
             if disk.grain_at(grain) != offset // SECTOR:
-                text = "the grain table does not name a stored grain"
-                yield Finding("error", at(offset), text, f"{ESXI}, QEMU", "convert again", lossy=True)
+                yield Finding(LOST_GRAIN, at(offset))
             disk.read_grain(grain, offset // SECTOR)
             position += -(-(_GRAIN.size + length) // SECTOR) - 1
             seen[grain // disk.header.per_table] = seen.get(grain // disk.header.per_table, 0) + 1
@@ -481,15 +526,9 @@ def _walk(disk: VmdkDisk) -> Iterator[Finding]:
         elif kind in (TABLE, DIRECTORY, FOOTER):
             position += count
         else:
-            raise Damaged(at(offset), f"a marker of the unknown type {kind}", ESXI)
+            raise Damaged(UNKNOWN_MARKER, at(offset), type=kind)
     if reader.size - position * SECTOR >= SECTOR:
-        yield Finding(
-            "error" if disk.head.directory == AT_END else "warning",
-            at(position * SECTOR),
-            "bytes follow the end mark",
-            ESXI,
-            "cut the file there",
-        )
+        yield Finding(BEHIND_END if disk.head.directory == AT_END else BEHIND_OLD_END, at(position * SECTOR))
     yield from _lint_tables(disk, seen)
 
 
@@ -503,14 +542,7 @@ def _lint_tables(disk: VmdkDisk, seen: dict[int, int]) -> Iterator[Finding]:
             if entry > 1 or (entry == 1 and not disk.header.flags & ZERO_GRAINS)
         )
         if named != seen.get(group, 0):
-            yield Finding(
-                "error",
-                at(sector * SECTOR),
-                f"a grain table names {named} grains, the stream holds {seen.get(group, 0)}",
-                f"{ESXI}, QEMU",
-                "convert again",
-                lossy=True,
-            )
+            yield Finding(OTHER_COUNT, at(sector * SECTOR), named=named, stored=seen.get(group, 0))
 
 
 def _recognize(reader: BoundedReader, head: bytes) -> Match:

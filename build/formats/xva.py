@@ -18,9 +18,10 @@ from typing import Any
 from xml.etree import ElementTree
 
 from build.formats.lib import ovf, pieces
-from build.formats.lib.findings import Damaged, Finding, at
+from build.formats.lib.findings import Code, Damage, Damaged, Finding, Group, at
 from build.formats.lib.format import Kind, Match, unwritten
 from build.formats.lib.inner import Inner
+from build.formats.lib.platforms import XCP_NG, XENSERVER
 from build.formats.lib.reader import BoundedReader
 from build.formats.lib.tar import BLOCK, Member, Walk, is_tar, no_end, padded
 
@@ -29,8 +30,35 @@ DESCRIPTION = "ova.xml"
 LARGEST_DESCRIPTION = 16 << 20
 MOST_CHUNKS = 16 << 20
 """Of all disks, holes counted: 16 TiB, as much as one disk of XCP-ng may have. Their table takes 128 MiB."""
-IMPORTERS = "XenServer, XCP-ng"
+
+GROUP = Group(
+    "XVA", "Exports of XenServer and XCP-ng", "xen-api, ocaml/xapi: importexport.ml, import.ml, stream_vdi.ml"
+)
+_XEN = (XENSERVER, XCP_NG)
 _AGAIN = "export the VM again"
+CUT_OFF = Damage("XVA001", "its last chunk is not in the archive: the export is cut off", _XEN, _AGAIN)
+OTHER_SUM = Damage("XVA002", "chunk {number} of {named} is not what its SHA-1 says", _XEN, _AGAIN)
+NOT_AN_EXPORT = Damage("XVA003", f"the export does not begin with {DESCRIPTION}", _XEN, _AGAIN)
+LARGE_DISKS = Damage(
+    "XVA004", "disks of {tib} TiB together, more than is read here", _XEN, "export fewer disks at a time"
+)
+SCATTERED = Damage("XVA005", "chunks of {reference} stand in more than one place", _XEN, _AGAIN)
+NOT_RISING = Damage("XVA006", "chunk {digits} of {reference} is not in rising order", _XEN, _AGAIN)
+BEYOND = Damage("XVA007", "a chunk beyond the {size} bytes of {named}", _XEN, _AGAIN)
+OTHER_LENGTH = Damage("XVA008", "a chunk of {size} bytes instead of {least}", _XEN, _AGAIN)
+NO_DISK = Damage("XVA009", "the VM has no disk", _XEN, "export one with a disk")
+LARGE = Damage("XVA010", "it has more than 16 MiB", _XEN, _AGAIN)
+UNREADABLE = Damage("XVA011", "it cannot be read: {reason}", _XEN, _AGAIN)
+OLD_FORM = Damage(
+    "XVA012", "this export is of the form before XenServer 4, which is not read here", _XEN, _AGAIN
+)
+BAD_SIZE = Damage("XVA013", "the virtual size of {reference} is no number", _XEN, _AGAIN)
+NO_ROWS = Damage("XVA014", "it has no {name}", _XEN, _AGAIN)
+OTHER_MEMBER = Code("XVA015", "error", "a member that is neither a chunk nor its sum", _XEN, _AGAIN)
+LOST_SUM = Code("XVA016", "error", "a sum that does not stand behind its chunk", _XEN, _AGAIN)
+NO_SUM = Code("XVA017", "error", "a chunk without its sum behind it", _XEN, _AGAIN)
+ORDER = Code("XVA018", "error", "the disks do not come in the order of their names", _XEN, _AGAIN)
+UNKNOWN_DISK = Code("XVA019", "error", f"chunks of a disk that {DESCRIPTION} does not describe", _XEN, _AGAIN)
 _CHUNK = re.compile(r"(Ref:[0-9]{1,10})/([0-9]{1,10})(\.checksum|\.xxhash)?")
 _SUMS = {".checksum": "SHA-1 (checked with the content)", ".xxhash": "xxHash (not checked here)"}
 
@@ -61,8 +89,7 @@ class XvaDisk:
         """What to say of a disk whose last chunk is not there."""
         if self.last or not self.size:
             return None
-        text = "its last chunk is not in the archive: the export is cut off"
-        return Damaged(self.name, text, IMPORTERS, _AGAIN)
+        return Damaged(CUT_OFF, self.name)
 
     def piece(self, index: int) -> bytes | None:
         """Bytes of a piece; None when no chunk of it was exported. Raises Damaged."""
@@ -84,8 +111,7 @@ class XvaDisk:
             sum_file = self.reader.read(behind, 2 * BLOCK)
             named = sum_file[:100].rstrip(b"\0").endswith(b".checksum")
             if named and hashlib.sha1(data).hexdigest().encode() != sum_file[BLOCK : BLOCK + 40]:
-                text = f"chunk {number} of {self.name} is not what its SHA-1 says"
-                raise Damaged(at(place), text, IMPORTERS, _AGAIN)
+                raise Damaged(OTHER_SUM, at(place), number=number, named=self.name)
         return data
 
     def facts(self) -> dict[str, str]:
@@ -103,24 +129,23 @@ class Export:
         members = iter(walk)
         first = next(members, None)
         if first is None or _name(first) != DESCRIPTION:
-            raise Damaged(at(0), f"the export does not begin with {DESCRIPTION}", IMPORTERS, _AGAIN)
+            raise Damaged(NOT_AN_EXPORT, at(0))
         self.disks, self.known = _describe(reader, first)
         count = sum(-(-disk.size // CHUNK) for disk in self.disks)
         if count > MOST_CHUNKS:
-            text = f"disks of {count >> 20} TiB together, more than is read here"
-            raise Damaged(DESCRIPTION, text, IMPORTERS, "export fewer disks at a time")
+            raise Damaged(LARGE_DISKS, DESCRIPTION, tib=count >> 20)
         for disk in self.disks:
             disk.chunks = array("Q", [0]) * -(-disk.size // CHUNK)
         self._place(members)
         if not walk.ended:
             self.findings["end"] = no_end(reader)
-        for disk in self.disks:
+        for number, disk in enumerate(self.disks, 1):
             if disk.cut:
-                self.findings[disk.name] = disk.cut.finding
+                self.findings[disk.name] = disk.cut.finding.but(disk=number)
 
-    def _tell(self, where: str, text: str) -> None:
+    def _tell(self, code: Code, where: str) -> None:
         """Note what an importer refuses, where it is met first: there may be millions of a kind."""
-        self.findings.setdefault(text, Finding("error", where, text, IMPORTERS, _AGAIN))
+        self.findings.setdefault(code.id, Finding(code, where))
 
     def _place(self, members: Iterator[Member]) -> None:
         """Find each chunk's place, and its sum behind it."""
@@ -131,39 +156,36 @@ class Export:
             where, match = at(member.header_at), _CHUNK.fullmatch(_name(member))
             if match is None:
                 if _name(member) != "checksum.xml":
-                    self._tell(where, "a member that is neither a chunk nor its sum")
+                    self._tell(OTHER_MEMBER, where)
                 continue
             reference, digits, suffix = match.groups()
             if suffix:
                 if waiting != f"{reference}/{digits}":
-                    self._tell(where, "a sum that does not stand behind its chunk")
+                    self._tell(LOST_SUM, where)
                 elif self.disks:
                     self.disks[0].about.setdefault("sums", _SUMS[suffix])  # all disks share it
                 waiting = ""
                 continue
             if waiting:
-                self._tell(where, "a chunk without its sum behind it")
+                self._tell(NO_SUM, where)
             waiting = f"{reference}/{digits}"
             if reference != current:
                 if reference < current:
-                    self._tell(where, "the disks do not come in the order of their names")
+                    self._tell(ORDER, where)
                 if reference in begun:
-                    text = f"chunks of {reference} stand in more than one place"
-                    raise Damaged(where, text, IMPORTERS, _AGAIN)
+                    raise Damaged(SCATTERED, where, reference=reference)
                 begun |= {reference} & disks.keys()
                 current, number, slot = reference, -1, 0
             if int(digits) <= number:
-                raise Damaged(
-                    where, f"chunk {digits} of {reference} is not in rising order", IMPORTERS, _AGAIN
-                )
+                raise Damaged(NOT_RISING, where, digits=digits, reference=reference)
             slot, number = slot + int(digits) - number - 1, int(digits)
             if disk_of := disks.get(reference):
                 _take(disk_of, slot, member)
             elif reference not in self.known:
-                self._tell(where, f"chunks of a disk that {DESCRIPTION} does not describe")
+                self._tell(UNKNOWN_DISK, where)
             slot += bool(member.size)
         if waiting:
-            self._tell(at(self.reader.size), "a chunk without its sum behind it")
+            self._tell(NO_SUM, at(self.reader.size))
 
 
 def _take(disk: XvaDisk, slot: int, member: Member) -> None:
@@ -172,11 +194,10 @@ def _take(disk: XvaDisk, slot: int, member: Member) -> None:
         return
     where, total = at(member.header_at), len(disk.chunks)
     if slot >= total:
-        text = f"a chunk beyond the {disk.size} bytes of {disk.name}"
-        raise Damaged(where, text, IMPORTERS, _AGAIN)
+        raise Damaged(BEYOND, where, size=disk.size, named=disk.name)
     least = CHUNK if slot < total - 1 else disk.size - slot * CHUNK
     if not least <= member.size <= CHUNK:
-        raise Damaged(where, f"a chunk of {member.size} bytes instead of {least}", IMPORTERS, _AGAIN)
+        raise Damaged(OTHER_LENGTH, where, size=member.size, least=least)
     disk.chunks[slot] = member.offset
     if slot == total - 1:
         disk.last = member.size
@@ -189,13 +210,13 @@ def _name(member: Member) -> str:
 def _describe(reader: BoundedReader, member: Member) -> tuple[list[XvaDisk], set[str]]:
     """Disks in the order of their devices, still without chunks, and the references of all VDIs."""
     if member.size > LARGEST_DESCRIPTION:
-        raise _unreadable("it has more than 16 MiB")
+        raise Damaged(LARGE, DESCRIPTION)
     try:
         root = ovf.parse_xml(reader.read(member.offset, member.size))
     except Damaged as damage:
-        raise _unreadable(damage.finding.text) from None
+        raise Damaged(UNREADABLE, DESCRIPTION, reason=damage.finding.text) from None
     if root.tag == "appliance":
-        raise _unreadable("this export is of the form before XenServer 4, which is not read here")
+        raise Damaged(OLD_FORM, DESCRIPTION)
     top = _plain(root)
     objects = [_Object(row) for row in _rows(top, "objects")]
     vdis = {row.reference: row for row in objects if row.kind == "VDI"}
@@ -208,7 +229,7 @@ def _describe(reader: BoundedReader, member: Member) -> tuple[list[XvaDisk], set
             continue
         size, device = vdi.text("virtual_size"), drive.text("userdevice")
         if not re.fullmatch(r"[0-9]{1,19}", size):
-            raise _unreadable(f"the virtual size of {vdi.reference} is no number")
+            raise Damaged(BAD_SIZE, DESCRIPTION, reference=vdi.reference)
         disk = XvaDisk(reader, vdi.reference[:60], vdi.text("name_label")[:60], int(size), about)
         order = int(device) if re.fullmatch(r"[0-9]{1,3}", device) else 1000
         disks.setdefault(vdi.reference, (order, disk))
@@ -244,7 +265,7 @@ class _Object:
 def _rows(top: Any, name: str) -> list[Any]:
     rows = top.get(name) if isinstance(top, dict) else None
     if not isinstance(rows, list):
-        raise _unreadable(f"it has no {name}")
+        raise Damaged(NO_ROWS, DESCRIPTION, name=name)
     return rows
 
 
@@ -261,10 +282,6 @@ def _plain(value: ElementTree.Element) -> Any:
     return inner.text or ""
 
 
-def _unreadable(text: str) -> Damaged:
-    return Damaged(DESCRIPTION, text, IMPORTERS, _AGAIN)
-
-
 def inner(reader: BoundedReader) -> tuple[Inner, ...]:
     """The disks of an export; raises Damaged."""
     return tuple(Inner(disk.name, (), disk=disk) for disk in Export(reader).disks)
@@ -274,7 +291,7 @@ def read(reader: BoundedReader) -> XvaDisk:
     """The first disk; raises Damaged."""
     disks = Export(reader).disks
     if not disks:
-        raise Damaged(DESCRIPTION, "the VM has no disk", IMPORTERS, "export one with a disk")
+        raise Damaged(NO_DISK, DESCRIPTION)
     return disks[0]
 
 

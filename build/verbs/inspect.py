@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import replace
 from difflib import get_close_matches
 from pathlib import Path
-from typing import Any
 
 from build import wire
 from build.engine.errors import BuildError
 from build.engine.pipeline import Build
-from build.formats.lib.places import PLACES, Place, Seen, minds, refusals
+from build.formats.lib.places import PLACES, Place, Seen, is_affected, refusals
+from build.formats.lib.platforms import Affected
 from build.printable import printable
 from build.verbs.convert import disk_number
 
@@ -30,19 +30,19 @@ def lines(seen: wire.Inspected) -> list[str]:
         rows.append(("guest sha256", seen.guest_sha256))
     width = max(len(name) for name, _ in rows)
     head += [f"  {printable(name):<{width}}  {printable(value)}" for name, value in rows]
-    found = sorted(seen.findings, key=lambda finding: ORDER.index(finding["severity"]))
+    found = sorted(seen.findings, key=lambda finding: ORDER.index(finding.severity))
     return [*head, *(line for finding in found for line in _finding(finding)), summary(seen.findings)]
 
 
-def _finding(finding: Mapping[str, Any]) -> list[str]:
-    who = f"  [{printable(finding['refused_by'])}]" if finding["refused_by"] else ""
-    shown = [f"{finding['severity']}: {printable(finding['where'])}: {printable(finding['text'])}{who}"]
-    return [*shown, f"  hint: {printable(finding['fix'])}"] if finding["fix"] else shown
+def _finding(finding: wire.Finding) -> list[str]:
+    who = f"  [{printable(finding.refused_by)}]" if finding.refused_by else ""
+    line = f"{finding.severity} {finding.code}: {printable(finding.where)}: {printable(finding.text)}{who}"
+    return [line, f"  hint: {printable(finding.fix)}"] if finding.fix else [line]
 
 
-def summary(findings: Sequence[Mapping[str, Any]]) -> str:
+def summary(findings: Sequence[wire.Finding]) -> str:
     """Count the findings in one line."""
-    counts = [(sum(finding["severity"] == kind for finding in findings), kind) for kind in ORDER]
+    counts = [(sum(finding.severity == kind for finding in findings), kind) for kind in ORDER]
     told = ", ".join(
         f"{count} {kind}{'s' if count > 1 and kind != 'info' else ''}" for count, kind in counts if count
     )
@@ -51,25 +51,31 @@ def summary(findings: Sequence[Mapping[str, Any]]) -> str:
 
 def status(seen: wire.Inspected) -> int:
     """Exit status: 1 when a hypervisor would refuse the file."""
-    return int(any(finding["severity"] == "error" for finding in seen.findings))
+    return int(any(finding.severity == "error" for finding in seen.findings))
 
 
 def judged(seen: wire.Inspected, places: Sequence[Place]) -> wire.Inspected:
     """The same for some places: what one of them refuses is an error, everything else is not."""
     known = Seen(seen.outer, seen.format or "", seen.virtual_size or 0, seen.facts)
-    found = [dict(finding) for finding in seen.findings]
-    for finding in found:
-        minded = finding["lossy"] or any(minds(place, finding["refused_by"]) for place in places)
-        if finding["severity"] != "info":
-            finding["severity"] = "error" if minded else "info"
+    found = [_judged(finding, places) for finding in seen.findings]
     if seen.format:
-        found += [refusal.as_json() for place in places for refusal in refusals(place, known)]
+        found += [wire.Finding(**each.as_json()) for place in places for each in refusals(place, known)]
     return replace(seen, findings=tuple(found))
 
 
+def _judged(finding: wire.Finding, places: Sequence[Place]) -> wire.Finding:
+    if finding.severity == "info":
+        return finding
+    counts = any(_minds(place, finding) for place in places)
+    return replace(finding, severity="error" if counts else "info")
+
+
+def _minds(place: Place, finding: wire.Finding) -> bool:
+    return finding.lossy or is_affected(place, (Affected(**each) for each in finding.affects))
+
+
 def _refuses(place: Place, seen: wire.Inspected) -> bool:
-    wrong = (finding for finding in seen.findings if finding["severity"] == "error")
-    return any(finding["lossy"] or minds(place, finding["refused_by"]) for finding in wrong)
+    return any(finding.severity == "error" and _minds(place, finding) for finding in seen.findings)
 
 
 def chosen(text: str) -> list[Place]:

@@ -11,8 +11,9 @@ import pytest
 
 from build import wire
 from build.agent.verbs import inspect
+from build.formats import gce
 from build.formats.lib.findings import Damaged
-from build.formats.lib.tar import BLOCK, Archive, is_tar, member_header
+from build.formats.lib.tar import BLOCK, PAX_SPARSE, Archive, is_tar, member_header
 from tests.disks import EPOCH, MIB, chunk, content, opened, usual
 
 pytestmark = pytest.mark.root
@@ -75,7 +76,7 @@ def test_sparse_files_in_pax_form_are_named(tmp_path: Path) -> None:
     with opened(tar(tmp_path, "--format=pax", "--sparse", "disk.raw")) as reader:
         with pytest.raises(Damaged) as error:
             Archive(reader)
-        assert "without its holes in pax form" in error.value.finding.text
+        assert error.value.finding.code == PAX_SPARSE
 
 
 def look(path: Path) -> dict[str, Any]:
@@ -115,8 +116,8 @@ def test_a_disk_as_google_asks_for_it(pack: str, tmp_path: Path) -> None:
     subprocess.run(line, cwd=tmp_path, check=True)
     told = look(tmp_path / "image.tar.gz")
     assert (told["format"], told["virtual_size"], told["guest_sha256"]) == ("gce", 64 * MIB, wanted)
-    texts = [finding["text"] for finding in told["findings"] if finding["severity"] == "error"]
-    assert texts == ["the disk has 67108864 bytes, which is not whole GiB"]
+    codes = [finding["code"] for finding in told["findings"] if finding["severity"] == "error"]
+    assert codes == [gce.ODD_SIZE.id]
 
 
 def test_a_disk_and_a_text_in_a_tar(tmp_path: Path) -> None:

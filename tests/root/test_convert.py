@@ -13,6 +13,8 @@ import pytest
 
 from build import wire
 from build.agent.verbs import inspect
+from build.formats import vhd, vmdk
+from build.formats.lib import partitions, qcow2
 from tests.disks import ALL, MIB, ask, errors, lint, make, one, patch, spec, usual
 
 pytestmark = pytest.mark.root
@@ -169,8 +171,7 @@ def test_qemu_and_libvhdi_see_each_variant_as_our_linter_says(
     patch(path, -512, bytes(footer))
     info = json.loads(run("qemu-img", "info", "--output=json", "-f", "vpc", path))
     assert f"({size} bytes)" in run("vhdiinfo", path)
-    told = [finding.text for finding in lint(path, "vhd")]
-    by_geometry = any("QEMU takes the size from the geometry" in text for text in told)
+    by_geometry = vhd.BY_GEOMETRY in [finding.code for finding in lint(path, "vhd")]
     assert by_geometry == (sees == "geometry")
     assert (info["virtual-size"] == size) == (sees == "exact")
     run("qemu-img", "compare", "-f", "raw", "-F", "vpc", disk, path, status=0 if sees == "exact" else 1)
@@ -181,10 +182,10 @@ def test_broken_vhds_are_refused_by_others_where_our_linter_says_so(tmp_path: Pa
     path = one(disk, tmp_path, "vhd")
     whole = path.read_bytes()
     path.write_bytes(whole[:-512])
-    assert any("footer at the end is missing" in text for text in errors(path, "vhd"))
+    assert vhd.CUT_OFF in errors(path, "vhd")
     run("vhdiinfo", path, status=1)
     path.write_bytes(whole[: 1536 + 8] + (0xFFFFF0).to_bytes(4, "big") + whole[1536 + 12 :])
-    assert any("lies past it" in text for text in errors(path, "vhd"))
+    assert vhd.OVER_FOOTER in errors(path, "vhd")
     run("qemu-img", "compare", "-f", "raw", "-F", "vpc", disk, path, status=2)
 
 
@@ -266,9 +267,9 @@ FOREIGN = {
     "raw": ["-O", "raw"],
 }
 EXPECTED = {
-    "vmdk sparse": "not streamOptimized",
-    "vhd dynamic": "is larger than the disk's",
-    "vhd fixed": "is larger than the disk's",
+    "vmdk sparse": vmdk.NOT_STREAM,
+    "vhd dynamic": vhd.GEOMETRY,
+    "vhd fixed": vhd.GEOMETRY,
 }
 
 
@@ -279,9 +280,9 @@ def test_files_that_others_made_are_read_right(name: str, tmp_path: Path) -> Non
     run("qemu-img", "convert", "-f", "raw", *FOREIGN[name], disk, path)
     told = inspect.run(wire.Inspect(str(path), content=True), lambda kind, **fields: None)
     assert told.guest_sha256 == hashlib.sha256(disk.read_bytes()).hexdigest()
-    found = [finding["text"] for finding in told.findings if finding["severity"] == "error"]
+    found = [finding.code for finding in told.findings if finding.severity == "error"]
     if name in EXPECTED:
-        assert any(EXPECTED[name] in text for text in found), found
+        assert EXPECTED[name].id in found
     else:
         assert found == []
 
@@ -292,7 +293,7 @@ def test_what_qemu_does_to_a_vhd_is_named(tmp_path: Path) -> None:
     run("qemu-img", "convert", "-f", "raw", "-O", "vpc", disk, tmp_path / "q.vhd")
     told = inspect.run(wire.Inspect(str(tmp_path / "q.vhd")), lambda kind, **fields: None)
     assert (told.virtual_size or 0) > disk.stat().st_size
-    assert any("larger than its partition table says" in finding["text"] for finding in told.findings)
+    assert partitions.LARGER.id in [finding.code for finding in told.findings]
 
 
 def test_qemu_agrees_when_refcounts_are_wrong(tmp_path: Path) -> None:
@@ -302,10 +303,10 @@ def test_qemu_agrees_when_refcounts_are_wrong(tmp_path: Path) -> None:
     block = int.from_bytes(raw[table : table + 8], "big")
     patch(path, block + 2, b"\0\x77")
     run("qemu-img", "check", "-f", "qcow2", path, status=3)
-    assert any("too high" in finding.text for finding in lint(path, "qcow2"))
+    assert qcow2.HIGH_REFCOUNT in [finding.code for finding in lint(path, "qcow2")]
     patch(path, block + 2, b"\0\0")
     run("qemu-img", "check", "-f", "qcow2", path, status=2)
-    assert "a refcount is too low" in errors(path, "qcow2")
+    assert qcow2.LOW_REFCOUNT in errors(path, "qcow2")
 
 
 def test_nothing_but_the_artifacts_is_left(tmp_path: Path) -> None:

@@ -100,7 +100,7 @@ def kill(number: int, tmp_path: Path) -> None:
 
 def _assert_whole(path: Path) -> None:
     seen = inspect.run(wire.Inspect(str(path), str(path.parent)), lambda kind, **fields: None)
-    assert [finding for finding in seen.findings if finding["severity"] == "error"] == []
+    assert [finding for finding in seen.findings if finding.severity == "error"] == []
 
 
 @pytest.fixture

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from build.engine.settings import Settings
+from build.formats.lib.reader import PAST_END
 from tests import cli
 from tests.disks import one, usual
 from tests.images import STEPS, TINY, Built, sha256
@@ -82,7 +83,10 @@ def test_inspect(tiny: Built, tmp_path: Any) -> None:
     told = line("inspect", str(bad), status=1)
     assert {finding["severity"] for finding in told["findings"]} == {"error"}
     for finding in told["findings"]:
-        assert set(finding) == {"severity", "where", "text", "refused_by", "fix", "lossy"}
+        assert {"severity", "where", "text", "refused_by", "fix", "lossy"} < set(finding)
+        assert {"code", "fields", "disk", "affects", "repair", "times"} < set(finding)
+    assert told["findings"][0]["code"] == PAST_END.id
+    assert told["findings"][0]["fields"] == {"size": 72, "end": 8}
 
 
 def test_repair(tmp_path: Any) -> None:

@@ -16,12 +16,16 @@ import pytest
 
 from build import wire
 from build.agent.verbs import inspect
+from build.formats import vhdx, vmdk
 from build.formats.lib import codec, ovf, tar, unwrap
+from build.formats.lib import qcow2 as structures
 from build.formats.lib.errors import Unsupported
-from build.formats.lib.findings import LONGEST, MOST_KINDS, SAME_KIND, Damaged
+from build.formats.lib.findings import LONGEST, MOST_KINDS, OTHERS, SAME_KIND, Code, Damaged
 from build.formats.lib.reader import BoundedReader
 from build.formats.lib.tar import octal
 from tests.disks import MIB, chunk, one, patch, usual
+
+NO_NUMBER, NOT_GIVEN = ovf.BAD_CAPACITY_UNITS, ovf.NO_CAPACITY
 
 
 def look(path: Path | str) -> dict[str, Any]:
@@ -30,8 +34,8 @@ def look(path: Path | str) -> dict[str, Any]:
     return told
 
 
-def texts(path: Path | str) -> list[str]:
-    return [finding["text"] for finding in look(path)["findings"]]
+def codes(path: Path | str) -> list[str]:
+    return [finding["code"] for finding in look(path)["findings"]]
 
 
 @pytest.fixture(scope="module")
@@ -50,14 +54,14 @@ def memory() -> Iterator[Path]:
 def test_a_vmdk_with_grains_of_nothing_in_its_header_alone(disk: Path, tmp_path: Path) -> None:
     path = one(disk, tmp_path, "vmdk")
     patch(path, 20, bytes(8))
-    assert "the footer differs from the header in more than the directory's place" in texts(path)
+    assert vmdk.OTHER_FOOTER.id in codes(path)
 
 
 def test_a_vmdk_with_grains_of_nothing(disk: Path, tmp_path: Path) -> None:
     path = one(disk, tmp_path, "vmdk")
     patch(path, 20, bytes(8))
     patch(path, path.stat().st_size - 1024 + 20, bytes(8))
-    assert texts(path) == ["grains of 0 bytes"]
+    assert codes(path) == [vmdk.GRAIN_SIZE.id]
 
 
 @pytest.mark.parametrize("digits", ["²", "٣", "1_0", "+5", "9" * 30, "", "-1"])
@@ -73,12 +77,9 @@ def test_a_capacity_that_is_no_number(digits: str, disk: Path, tmp_path: Path) -
     pad = len(raw) - len(grown)  # line ends stand behind the descriptor: what grew takes of them
     place = grown.index(b"</Envelope>") + len(b"</Envelope>")
     path.write_bytes(grown[:place] + (b"\n" * pad if pad >= 0 else b"") + grown[place + max(-pad, 0) :])
-    said = [text for text in texts(path) if "capacity" in text and "AllocationUnits" not in text]
-    assert said == [
-        f"the capacity {digits[:30]!r} in units of 'byte' is no number of bytes"
-        if digits
-        else "ovf:capacity is missing"
-    ]
+    said = [row for row in look(path)["findings"] if row["code"] in (NOT_GIVEN.id, NO_NUMBER.id)]
+    assert [row["code"] for row in said] == [NO_NUMBER.id if digits else NOT_GIVEN.id]
+    assert not digits or said[0]["fields"] == {"said": digits, "units": "byte"}
 
 
 def test_a_vmdk_descriptor_whose_extent_is_no_number(disk: Path, tmp_path: Path) -> None:
@@ -86,7 +87,7 @@ def test_a_vmdk_descriptor_whose_extent_is_no_number(disk: Path, tmp_path: Path)
     raw = path.read_bytes()
     place = raw.index(b"RW 16384 SPARSE")
     patch(path, place + 3, b"\xb2    ")
-    assert "the descriptor names no extent, the disk has 16384 sectors" in texts(path)
+    assert vmdk.NO_EXTENT.id in codes(path)
 
 
 @pytest.mark.parametrize("field", [b"-5", b"+5", b"0o17", b"1_0", b"8", b"\xb2", b"5 5", b"\x80\0\0\0\5"])
@@ -104,7 +105,7 @@ def test_a_vhdx_larger_than_any(disk: Path, tmp_path: Path, memory: Path) -> Non
     content = one(disk, tmp_path, "vhdx").read_bytes()
     memory.write_bytes(content)
     os.truncate(memory, (1 << 63) - 4096)
-    assert any("more than any VHDX has" in text for text in texts(memory))
+    assert vhdx.LARGE_FILE.id in codes(memory)
 
 
 def test_a_vhdx_whose_metadata_claim_the_same_bytes_over_and_over(disk: Path, tmp_path: Path) -> None:
@@ -155,19 +156,19 @@ def qcow2(path: Path, entries: int, l1: int = 3, refcount_clusters: int = 1) -> 
 
 def test_a_qcow2_that_expands_one_cluster_without_end(tmp_path: Path) -> None:
     path = qcow2(tmp_path / "one.qcow2", 3 * 8192)
-    assert "clusters from here on were not expanded: there is too much in them" in texts(path)
-    assert not any("not expanded" in text for text in texts(qcow2(path, 100)))
+    assert structures.NOT_EXPANDED.id in codes(path)
+    assert structures.NOT_EXPANDED.id not in codes(qcow2(path, 100))
 
 
 @pytest.mark.parametrize(
-    ("fields", "text"),
+    ("fields", "says"),
     [
-        ({"l1": (1 << 32) - 1}, "the L1 table is larger than QEMU takes (32 MiB)"),
-        ({"refcount_clusters": (1 << 32) - 1}, "the refcount table is larger than QEMU takes (8 MiB)"),
+        ({"l1": (1 << 32) - 1}, structures.LARGE_L1),
+        ({"refcount_clusters": (1 << 32) - 1}, structures.LARGE_REFCOUNTS),
     ],
 )
-def test_a_qcow2_with_tables_that_qemu_refuses(fields: dict[str, int], text: str, tmp_path: Path) -> None:
-    assert text in texts(qcow2(tmp_path / "large.qcow2", 1, **fields))
+def test_a_qcow2_with_tables_that_qemu_refuses(fields: dict[str, int], says: Code, tmp_path: Path) -> None:
+    assert says.id in codes(qcow2(tmp_path / "large.qcow2", 1, **fields))
 
 
 def test_a_window_is_judged_right_whatever_the_portions() -> None:
@@ -197,7 +198,7 @@ def test_findings_of_many_kinds_are_bounded(tmp_path: Path) -> None:
     long = b"SHA256(" + b"x" * 200_000 + b")= 00\n"
     told = look(archive(tmp_path / "many.ova", a_ovf=b"<x/>", a_mf=long + lines))
     assert len(told["findings"]) <= (MOST_KINDS + 3) * SAME_KIND
-    assert any("other errors" in finding["text"] for finding in told["findings"])
+    assert any(finding["code"] == OTHERS["error"].id for finding in told["findings"])
     said = [value for finding in told["findings"] for value in finding.values() if isinstance(value, str)]
     assert max(map(len, said)) <= LONGEST
 

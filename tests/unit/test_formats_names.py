@@ -159,13 +159,20 @@ def test_i386_describes_a_32_bit_guest() -> None:
     assert convert.file_name("raw", Settings(arch="i386", names={"raw": "a-{arch}.raw"})) == "a-i386.raw"
 
 
-FOUND: dict[str, Any] = {
-    "severity": "error",
-    "where": "byte 0x1",
-    "text": "wrong\x1b[31m\nvalue",
-    "refused_by": "XenServer",
-    "fix": "fix it",
-}
+FOUND = wire.Finding(
+    code="VHD099",
+    severity="error",
+    where="byte 0x1",
+    text="wrong\x1b[31m\nvalue",
+    refused_by="XenServer",
+    fix="fix it",
+    lossy=False,
+    disk=None,
+    fields={},
+    affects=({"platform": "xenserver"},),
+    repair="",
+    times=1,
+)
 SEEN = wire.Inspected(
     file="x.vhd",
     size=10,
@@ -174,7 +181,7 @@ SEEN = wire.Inspected(
     format="vhd",
     virtual_size=2 << 20,
     facts={"creator": "tap 1.3"},
-    findings=({**FOUND, "severity": "info", "fix": "", "refused_by": ""}, FOUND),
+    findings=(replace(FOUND, severity="info", fix="", refused_by="", affects=()), FOUND),
 )
 
 
@@ -183,9 +190,9 @@ def test_what_inspect_shows() -> None:
     assert shown[0] == "x.vhd: vhd inside bz2"
     assert any(line.split() == ["virtual", "size", "2097152", "bytes", "(2", "MiB)"] for line in shown)
     assert shown[-4:] == [
-        r"error: byte 0x1: wrong\x1b[31m\nvalue  [XenServer]",
+        r"error VHD099: byte 0x1: wrong\x1b[31m\nvalue  [XenServer]",
         "  hint: fix it",
-        r"info: byte 0x1: wrong\x1b[31m\nvalue",
+        r"info VHD099: byte 0x1: wrong\x1b[31m\nvalue",
         "findings: 1 error, 1 info",
     ]
     assert inspect.status(SEEN) == 1

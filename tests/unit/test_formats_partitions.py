@@ -9,7 +9,8 @@ from pathlib import Path
 import pytest
 
 from build.formats.lib import partitions
-from build.formats.lib.findings import Damaged, Finding, collect
+from build.formats.lib.findings import Code, Damaged, Finding, collect
+from build.formats.lib.platforms import EVERY_HYPERVISOR
 from build.formats.raw import RawDisk
 from tests.disks import MIB, opened, partition, patch
 
@@ -32,8 +33,8 @@ def found(path: Path, sector: int = 512) -> list[Finding]:
         return collect(partitions.lint(raw))
 
 
-def texts(path: Path) -> list[str]:
-    return [finding.text for finding in found(path)]
+def codes(path: Path) -> list[Code]:
+    return [finding.code for finding in found(path)]
 
 
 def mbr(path: Path, *rows: tuple[int, int, int], at: int = 0) -> None:
@@ -68,8 +69,8 @@ def test_a_cut_disk_is_one_finding(disk: Path) -> None:
     with open(disk, "r+b") as file:
         file.truncate(SIZE // 2)
     (cut,) = found(disk)
-    assert cut.text.startswith("the disk is cut off")
-    assert (cut.severity, cut.lossy, cut.refused_by) == ("error", True, "every hypervisor")
+    assert cut.code == partitions.CUT_OFF
+    assert (cut.severity, cut.lossy, cut.affects) == ("error", True, (EVERY_HYPERVISOR,))
 
 
 def test_a_larger_disk_is_no_fault(disk: Path) -> None:
@@ -77,24 +78,24 @@ def test_a_larger_disk_is_no_fault(disk: Path) -> None:
         file.truncate(2 * SIZE)
     (larger,) = found(disk)
     assert larger.severity == "info"
-    assert "32768 sectors larger" in larger.text
+    assert (larger.code, larger.fields) == (partitions.LARGER, {"count": 32768})
 
 
 @pytest.mark.parametrize(
     ("offset", "value", "says"),
     [
-        (512, b"X", "no partition table"),
-        (512 + 12, b"\xff\xff", "header says that it has 65535 bytes"),
-        (512 + 16, b"\0\0\0\0", "partition table's checksum is wrong"),
-        (1024 + 8, b"X", "entries' checksum is wrong"),
-        (SIZE - 512, b"X", "backup partition table's header is missing"),
+        (512, b"X", partitions.NO_TABLE),
+        (512 + 12, b"\xff\xff", partitions.HEADER_LENGTH),
+        (512 + 16, b"\0\0\0\0", partitions.HEADER_CHECKSUM),
+        (1024 + 8, b"X", partitions.ENTRIES_CHECKSUM),
+        (SIZE - 512, b"X", partitions.NO_HEADER),
     ],
 )
-def test_damage_is_named(offset: int, value: bytes, says: str, disk: Path) -> None:
+def test_damage_is_named(offset: int, value: bytes, says: Code, disk: Path) -> None:
     if offset == 512:
         mbr(disk, (0x83, 2048, 100))
     patch(disk, offset, value)
-    assert texts(disk) == [] if offset == 512 else any(says in text for text in texts(disk))
+    assert codes(disk) == [] if offset == 512 else says in codes(disk)
 
 
 @pytest.mark.parametrize(("sector", "shown"), [(4096, 512), (512, 4096)])
@@ -104,7 +105,10 @@ def test_a_table_in_sectors_of_the_other_size(sector: int, shown: int, tmp_path:
     gpt(path, sector)
     assert found(path, sector) == []
     (wrong,) = found(path, shown)
-    assert f"counts in sectors of {sector} bytes, the disk shows {shown}" in wrong.text
+    assert (wrong.code, wrong.fields) == (
+        partitions.OTHER_SECTORS,
+        {"counted": sector, "sector": shown},
+    )
     assert wrong.lossy
 
 
@@ -113,7 +117,8 @@ def test_partitions_past_the_end(tmp_path: Path) -> None:
     path.write_bytes(bytes(SIZE))
     mbr(path, (0x83, 2048, 1000), (0x83, 4096, 40_000))
     (past,) = found(path)
-    assert past.text == "partition 2 ends at sector 44095, the disk has 32768"
+    assert past.code == partitions.PAST_END
+    assert past.fields == {"number": 2, "end": 44095, "count": 32768}
     assert past.lossy
 
 
@@ -123,9 +128,11 @@ def test_logical_partitions_past_the_end(tmp_path: Path) -> None:
     mbr(path, (0x83, 2048, 1000), (0x0F, 4096, 20_000))
     mbr(path, (0x83, 63, 500), (0x05, 2000, 2000), at=4096)
     mbr(path, (0x83, 63, 60_000), (0x05, 0, 0), at=4096 + 2000)
-    assert texts(path) == ["partition 6 ends at sector 66158, the disk has 32768"]
+    (past,) = found(path)
+    assert past.code == partitions.PAST_END
+    assert past.fields == {"number": 6, "end": 66158, "count": 32768}
     mbr(path, (0x83, 63, 500), (0x05, 2000, 2000), at=4096 + 2000)  # a chain that leads back to itself
-    assert texts(path) == []
+    assert codes(path) == []
 
 
 def test_a_file_system_without_a_table_is_no_fault(tmp_path: Path) -> None:

@@ -12,8 +12,11 @@ import pytest
 
 from build.agent.events import Failure
 from build.engine.options import Options
-from build.formats import FORMATS, vagrant
+from build.formats import FORMATS, gce, vagrant
+from build.formats.lib import qcow2
 from build.formats.lib.errors import Unsupported
+from build.formats.lib.findings import Code
+from build.formats.lib.platforms import XCP_NG, XEN_ORCHESTRA
 from build.formats.lib.vhd import checksum, geometry
 from build.verbs.convert import UNKNOWN, descriptor
 from tests.disks import EPOCH, MIB, ask, errors, lint, make, one, patch, read, usual
@@ -74,11 +77,11 @@ def test_xcp_qcow2_is_read_forward(size: int, tmp_path: Path) -> None:
 
 def test_other_qcow2s_have_a_warning_for_xcp_ng_alone(tmp_path: Path) -> None:
     disk = usual(tmp_path / "disk.img")
-    for name, says in (("qcow2", "compressed"), ("qcow2-plain", "cannot be read as a stream")):
+    for name, says in (("qcow2", qcow2.COMPRESSED_FOR_XCP), ("qcow2-plain", qcow2.NO_STREAM)):
         (warning,) = lint(one(disk, tmp_path, name), "qcow2")
-        assert says in warning.text
-        assert (warning.severity, warning.refused_by) == ("warning", "XCP-ng, Xen Orchestra")
-        assert "convert.xcp-qcow2" in warning.fix
+        assert (warning.code, warning.severity) == (says, "warning")
+        assert warning.affects == (XCP_NG, XEN_ORCHESTRA)
+        assert "convert.xcp-qcow2" in says.fix
 
 
 def test_azure_vhd_is_the_disk_and_a_footer(tmp_path: Path) -> None:
@@ -145,8 +148,8 @@ def tar(path: Path, files: dict[str, bytes], form: int = tarfile.GNU_FORMAT) -> 
 def test_what_google_would_refuse(tmp_path: Path) -> None:
     path = tar(tmp_path / "x.tar", {"disk.raw": bytes(MIB), "readme": b"x"})
     assert errors(path, "gce") == [
-        "readme beside disk.raw",
-        f"the disk has {MIB} bytes, which is not whole GiB",
+        gce.OTHER_FILE,
+        gce.ODD_SIZE,
     ]
 
 
@@ -182,21 +185,21 @@ def test_boxes(provider: str, disk_name: str, tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        ({"metadata.json": b"{}"}, "names no provider"),
-        ({"metadata.json": b"no json"}, "names no provider"),
-        ({"metadata.json": b'{"provider": "libvirt"}'}, "the format is not qcow2"),
-        ({"metadata.json": b'{"provider": "virtualbox"}'}, "no box.ovf"),
-        ({"box.img": None, "other.img": b"x"}, "no box.img"),
+        ({"metadata.json": b"{}"}, vagrant.NO_PROVIDER),
+        ({"metadata.json": b"no json"}, vagrant.NO_PROVIDER),
+        ({"metadata.json": b'{"provider": "libvirt"}'}, vagrant.OTHER_FORMAT),
+        ({"metadata.json": b'{"provider": "virtualbox"}'}, vagrant.NO_OVF),
+        ({"box.img": None, "other.img": b"x"}, vagrant.NO_IMAGE),
     ],
 )
-def test_boxes_that_vagrant_refuses(change: dict[str, bytes | None], says: str, tmp_path: Path) -> None:
+def test_boxes_that_vagrant_refuses(change: dict[str, bytes | None], says: Code, tmp_path: Path) -> None:
     good = {
         "metadata.json": b'{"provider": "libvirt", "format": "qcow2", "virtual_size": 1}',
         "Vagrantfile": b"",
         "box.img": b"QFI\xfb",
     }
     files = {name: data for name, data in {**good, **change}.items() if data is not None}
-    assert any(says in text for text in errors(tar(tmp_path / "x.box", files), "vagrant"))
+    assert says in errors(tar(tmp_path / "x.box", files), "vagrant")
 
 
 def test_a_family_is_asked_for_by_one_word(tmp_path: Path) -> None:

@@ -9,7 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from build.formats import vhd as checks
 from build.formats.lib import vhd
+from build.formats.lib.findings import Code
+from build.formats.lib.platforms import XENSERVER
 from tests.disks import MIB, ask, errors, lint, make, one, patch, spec, usual
 
 SIZE = 304 * MIB
@@ -130,67 +133,55 @@ def soon() -> bytes:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        pytest.param(lambda path: patch(path, 2560, bytes(512)), "without a batmap", id="no batmap"),
+        pytest.param(lambda path: patch(path, 2560, bytes(512)), checks.NO_BATMAP, id="no batmap"),
         pytest.param(
-            lambda path: patch(path, 2560 + 24, b"\0\0\0\0"), "batmap's checksum", id="batmap checksum"
+            lambda path: patch(path, 2560 + 24, b"\0\0\0\0"), checks.BATMAP_CHECKSUM, id="batmap checksum"
         ),
-        pytest.param(lambda path: patch(path, 2560 + 23, b"\1"), "batmap version", id="batmap 1.1"),
-        pytest.param(
-            lambda path: patch(path, 3072 + 5, b"\xff"), "unallocated block as full", id="batmap bit"
-        ),
-        pytest.param(field(32, b"\0\1\0\4"), "tap 1.4 is not known", id="tap 1.4"),
-        pytest.param(field(32, b"\0\0\0\1"), "tap 0.1 is not known", id="tap 0.1"),
-        pytest.param(field(56, b"\xff\xff\x10\xff"), "is larger than the disk's", id="largest geometry"),
+        pytest.param(lambda path: patch(path, 2560 + 23, b"\1"), checks.BATMAP_VERSION, id="batmap 1.1"),
+        pytest.param(lambda path: patch(path, 3072 + 5, b"\xff"), checks.BATMAP_FULL, id="batmap bit"),
+        pytest.param(field(32, b"\0\1\0\4"), checks.CREATOR_VERSION, id="tap 1.4"),
+        pytest.param(field(32, b"\0\0\0\1"), checks.CREATOR_VERSION, id="tap 0.1"),
+        pytest.param(field(56, b"\xff\xff\x10\xff"), checks.GEOMETRY, id="largest geometry"),
         pytest.param(
             field(56, struct.pack(">HBB", vhd.geometry(SIZE)[0] + 1, *vhd.geometry(SIZE)[1:])),
-            "is larger than the disk's",
+            checks.GEOMETRY,
             id="one cylinder up",
         ),
-        pytest.param(field(24, soon()), "in the future", id="future"),
-        pytest.param(field(68, bytes(16)), "UUID is zero", id="null uuid"),
-        pytest.param(field(8, bytes(4)), "features", id="features 0"),
-        pytest.param(field(100, b"x"), "reserved bytes", id="reserved"),
-        pytest.param(cut(512), "footer at the end is missing", id="no footer"),
-        pytest.param(cut(1), "511 bytes", id="511 byte footer"),
-        pytest.param(
-            lambda path: patch(path, 600, b"\1"), "header's checksum is wrong", id="header bit flip"
-        ),
-        pytest.param(
-            lambda path: patch(path, -400, b"\1"), "footer's checksum is wrong", id="footer bit flip"
-        ),
-        pytest.param(table_entry(1, lambda table: table[0]), "clobbers another block", id="same block twice"),
-        pytest.param(
-            table_entry(1, lambda table: table[151]), "clobbers another block", id="last block twice"
-        ),
-        pytest.param(
-            table_entry(5, lambda table: table[151] + 8), "clobbers the footer", id="over the footer"
-        ),
-        pytest.param(table_entry(5, lambda table: 1), "over the head", id="over the head"),
-        pytest.param(table_entry(5, lambda table: 0xFFFFFF00), "lies past it", id="past the end"),
-        pytest.param(field(60, b"\0\0\0\4"), "needs its parent disk", id="differencing"),
-        pytest.param(field(60, b"\0\0\0\x63"), "unknown type 99", id="unknown type"),
-        pytest.param(field(48, struct.pack(">Q", 2 << 42)), "table entries for a disk", id="size lies"),
-        pytest.param(lambda path: patch(path, 0, b"x"), "copy of the footer at the head", id="head copy"),
+        pytest.param(field(24, soon()), checks.FUTURE, id="future"),
+        pytest.param(field(68, bytes(16)), checks.NO_UUID, id="null uuid"),
+        pytest.param(field(8, bytes(4)), checks.FEATURES, id="features 0"),
+        pytest.param(field(100, b"x"), checks.FOOTER_RESERVED, id="reserved"),
+        pytest.param(cut(512), checks.CUT_OFF, id="no footer"),
+        pytest.param(cut(1), checks.FOOTER_511, id="511 byte footer"),
+        pytest.param(lambda path: patch(path, 600, b"\1"), checks.HEADER_CHECKSUM, id="header bit flip"),
+        pytest.param(lambda path: patch(path, -400, b"\1"), checks.FOOTER_CHECKSUM, id="footer bit flip"),
+        pytest.param(table_entry(1, lambda table: table[0]), checks.OVER_BLOCK, id="same block twice"),
+        pytest.param(table_entry(1, lambda table: table[151]), checks.OVER_BLOCK, id="last block twice"),
+        pytest.param(table_entry(5, lambda table: table[151] + 8), checks.OVER_FOOTER, id="over the footer"),
+        pytest.param(table_entry(5, lambda table: 1), checks.OVER_HEAD, id="over the head"),
+        pytest.param(table_entry(5, lambda table: 0xFFFFFF00), checks.OVER_FOOTER, id="past the end"),
+        pytest.param(field(60, b"\0\0\0\4"), vhd.NEEDS_PARENT, id="differencing"),
+        pytest.param(field(60, b"\0\0\0\x63"), vhd.UNKNOWN_TYPE, id="unknown type"),
+        pytest.param(field(48, struct.pack(">Q", 2 << 42)), vhd.FEW_ENTRIES, id="size lies"),
+        pytest.param(lambda path: patch(path, 0, b"x"), checks.HEAD_COPY, id="head copy"),
     ],
 )
-def test_the_linter_sees(change: Callable[[Path], None], says: str, xen: Path) -> None:
+def test_the_linter_sees(change: Callable[[Path], None], says: Code, xen: Path) -> None:
     change(xen)
-    assert any(says in text for text in errors(xen, "vhd")), errors(xen, "vhd")
+    assert says in errors(xen, "vhd"), errors(xen, "vhd")
 
 
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        pytest.param(
-            field(28, b"tap "), "QEMU takes the size from the geometry", id="creator tap and a space"
-        ),
-        pytest.param(field(28, b"vpc "), "QEMU takes the size from the geometry", id="creator vpc"),
-        pytest.param(field(40, struct.pack(">Q", SIZE + 512)), "original size", id="original size"),
+        pytest.param(field(28, b"tap "), checks.BY_GEOMETRY, id="creator tap and a space"),
+        pytest.param(field(28, b"vpc "), checks.BY_GEOMETRY, id="creator vpc"),
+        pytest.param(field(40, struct.pack(">Q", SIZE + 512)), checks.ORIGINAL_SIZE, id="original size"),
     ],
 )
-def test_the_linter_warns(change: Callable[[Path], None], says: str, xen: Path) -> None:
+def test_the_linter_warns(change: Callable[[Path], None], says: Code, xen: Path) -> None:
     change(xen)
-    assert any(says in finding.text for finding in lint(xen, "vhd"))
+    assert any(finding.code == says for finding in lint(xen, "vhd"))
 
 
 @pytest.mark.parametrize(
@@ -210,9 +201,9 @@ def test_the_linter_accepts_what_xenserver_accepts(change: Callable[[Path], None
 
 def test_findings_name_the_place_and_who_minds(xen: Path) -> None:
     field(68, bytes(16))(xen)
-    found = next(finding for finding in lint(xen, "vhd") if "UUID" in finding.text)
+    found = next(finding for finding in lint(xen, "vhd") if finding.code == checks.NO_UUID)
     assert found.where == f"byte {xen.stat().st_size - 512 + 68:#x}"
-    assert "XenServer" in found.refused_by
+    assert XENSERVER in found.affects
     assert found.fix
 
 

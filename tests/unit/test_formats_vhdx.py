@@ -9,6 +9,8 @@ from pathlib import Path
 import pytest
 
 from build.crc32c import crc32c
+from build.formats import vhdx
+from build.formats.lib.findings import Code
 from tests.disks import MIB, errors, one, patch, read, usual
 
 
@@ -47,19 +49,19 @@ def test_a_sector_bitmap_entry_follows_every_2048_blocks() -> None:
 @pytest.mark.parametrize(
     ("offset", "content", "says"),
     [
-        (0, b"x", "no VHDX identifier"),
-        (0x10010, b"x", "a header is damaged"),
-        (0x30010, b"x", "a region table is damaged"),
-        (0x200000, b"x", "no metadata table"),
-        (0x300000, struct.pack("<Q", (9 << 40) | 6), "past the end of the file"),
-        (0x300000, struct.pack("<Q", 6), "over the file's own tables"),
-        (0x300000 + 8, struct.pack("<Q", (4 << 20) | 6), "clobbers another block"),
-        (0x300000, struct.pack("<Q", (4 << 20) | 5), "reserved state 5"),
+        (0, b"x", vhdx.NO_IDENTIFIER),
+        (0x10010, b"x", vhdx.BAD_HEADER),
+        (0x30010, b"x", vhdx.BAD_REGIONS),
+        (0x200000, b"x", vhdx.NO_METADATA),
+        (0x300000, struct.pack("<Q", (9 << 40) | 6), vhdx.PAST_END),
+        (0x300000, struct.pack("<Q", 6), vhdx.OVER_TABLES),
+        (0x300000 + 8, struct.pack("<Q", (4 << 20) | 6), vhdx.OVER_BLOCK),
+        (0x300000, struct.pack("<Q", (4 << 20) | 5), vhdx.RESERVED_STATE),
     ],
 )
-def test_the_linter_sees(offset: int, content: bytes, says: str, file: Path) -> None:
+def test_the_linter_sees(offset: int, content: bytes, says: Code, file: Path) -> None:
     patch(file, offset, content)
-    assert any(says in text for text in errors(file, "vhdx")), errors(file, "vhdx")
+    assert says in errors(file, "vhdx"), errors(file, "vhdx")
 
 
 def header(change: Callable[[bytearray], None]) -> Callable[[Path], None]:
@@ -78,7 +80,7 @@ def test_an_unreplayed_log_is_an_error(file: Path) -> None:
         raw[48:64] = b"\7" * 16
 
     header(set_log)(file)
-    assert any("never replayed" in text for text in errors(file, "vhdx"))
+    assert vhdx.LOG in errors(file, "vhdx")
 
 
 def test_one_damaged_header_is_read_around(file: Path, tmp_path: Path) -> None:

@@ -9,6 +9,8 @@ from pathlib import Path
 
 import pytest
 
+from build.formats import vmdk
+from build.formats.lib.findings import Code
 from tests.disks import MIB, errors, lint, make, one, patch, usual
 
 
@@ -104,36 +106,38 @@ def append(content: bytes) -> Callable[[Path], None]:
 @pytest.mark.parametrize(
     ("change", "says"),
     [
-        pytest.param(flip, "cannot be expanded", id="flipped byte in a grain"),
+        pytest.param(flip, vmdk.BROKEN_GRAIN, id="flipped byte in a grain"),
         pytest.param(
-            lambda path: patch(path, 65536, struct.pack("<Q", 128)), "does not name", id="wrong address"
+            lambda path: patch(path, 65536, struct.pack("<Q", 128)), vmdk.LOST_GRAIN, id="wrong address"
         ),
         pytest.param(
-            lambda path: patch(path, 65536, struct.pack("<Q", 7)), "none of this disk's", id="odd address"
+            lambda path: patch(path, 65536, struct.pack("<Q", 7)), vmdk.FOREIGN_GRAIN, id="odd address"
         ),
         pytest.param(
-            lambda path: patch(path, 65536 + 8, b"\xff\xff\xff\x7f"), "compressed bytes", id="length lies"
+            lambda path: patch(path, 65536 + 8, b"\xff\xff\xff\x7f"), vmdk.LONG_GRAIN, id="length lies"
         ),
-        pytest.param(lambda path: patch(path, 4, b"\1"), "version 1 instead of 3", id="version 1"),
-        pytest.param(lambda path: patch(path, -1024 + 4, b"\2"), "footer differs", id="footer differs"),
-        pytest.param(lambda path: patch(path, 73, b"\r\n"), "text transfer", id="newlines"),
-        pytest.param(truncate(512), "no VMDK footer", id="no end mark"),
-        pytest.param(truncate(65536), "no VMDK footer", id="cut off"),
-        pytest.param(append(bytes(512)), "no VMDK footer", id="bytes after the end"),
+        pytest.param(lambda path: patch(path, 4, b"\1"), vmdk.OLD_VERSION, id="version 1"),
+        pytest.param(lambda path: patch(path, -1024 + 4, b"\2"), vmdk.OTHER_FOOTER, id="footer differs"),
+        pytest.param(lambda path: patch(path, 73, b"\r\n"), vmdk.LINE_ENDS, id="newlines"),
+        pytest.param(truncate(512), vmdk.NO_FOOTER, id="no end mark"),
+        pytest.param(truncate(65536), vmdk.NO_FOOTER, id="cut off"),
+        pytest.param(append(bytes(512)), vmdk.NO_FOOTER, id="bytes after the end"),
         pytest.param(
             lambda path: patch(path, 12, struct.pack("<Q", 98304 + 128)),
-            "the disk has 98432",
+            vmdk.OTHER_EXTENTS,
             id="capacity lies",
         ),
-        pytest.param(lambda path: patch(path, 0, b"COWD"), "COWD", id="old extent"),
+        pytest.param(lambda path: patch(path, 0, b"COWD"), vmdk.COWD, id="old extent"),
         pytest.param(
-            lambda path: path.write_text("# Disk DescriptorFile\n") and None, "alone", id="descriptor"
+            lambda path: path.write_text("# Disk DescriptorFile\n") and None,
+            vmdk.DESCRIPTOR_ALONE,
+            id="descriptor",
         ),
     ],
 )
-def test_the_linter_sees(change: Callable[[Path], None], says: str, file: Path) -> None:
+def test_the_linter_sees(change: Callable[[Path], None], says: Code, file: Path) -> None:
     change(file)
-    assert any(says in text for text in errors(file, "vmdk")), errors(file, "vmdk")
+    assert says in errors(file, "vmdk"), errors(file, "vmdk")
 
 
 def test_a_grain_that_no_table_names(file: Path) -> None:
@@ -142,7 +146,7 @@ def test_a_grain_that_no_table_names(file: Path) -> None:
     table = list(struct.unpack_from("<512I", raw, offset + 512))
     table[table.index(next(sector for sector in table if sector))] = 0
     patch(file, offset + 512, struct.pack("<512I", *table))
-    assert any("does not name a stored grain" in text for text in errors(file, "vmdk"))
+    assert vmdk.LOST_GRAIN in errors(file, "vmdk")
 
 
 @pytest.mark.parametrize(("adapter", "written"), [("ide", "ide"), ("pvscsi", "lsilogic")])
@@ -152,5 +156,5 @@ def test_adapters(adapter: str, written: str, tmp_path: Path) -> None:
     disk = make(tmp_path / "disk.img", 2 * MIB, [(0, 100, "text")])
     ask(disk, tmp_path, [{**spec("vmdk"), "options": {"adapter": adapter}}])
     assert f'ddb.adapterType = "{written}"'.encode() in (tmp_path / "vmdk.vmdk").read_bytes()
-    warned = any("adapter is IDE" in finding.text for finding in lint(tmp_path / "vmdk.vmdk", "vmdk"))
+    warned = any(finding.code == vmdk.IDE for finding in lint(tmp_path / "vmdk.vmdk", "vmdk"))
     assert warned == (adapter == "ide")

@@ -16,7 +16,7 @@ import pytest
 from build import wire
 from build.agent.verbs import inspect
 from build.formats import recognize, xva
-from build.formats.lib.findings import Damaged, collect
+from build.formats.lib.findings import Code, Damaged, collect
 from build.formats.lib.pieces import sha256
 from build.formats.lib.reader import BoundedReader
 from build.formats.lib.tar import member_header
@@ -99,8 +99,8 @@ def look(path: Path, **more: Any) -> dict[str, Any]:
     return told
 
 
-def texts(path: Path, severity: str = "error") -> list[str]:
-    return [finding["text"] for finding in look(path)["findings"] if finding["severity"] == severity]
+def codes(path: Path, severity: str = "error") -> list[str]:
+    return [finding["code"] for finding in look(path)["findings"] if finding["severity"] == severity]
 
 
 @pytest.fixture
@@ -134,7 +134,7 @@ def test_several_disks_in_the_order_of_their_devices(disk: bytes, tmp_path: Path
     data = chunk("text", 3 * MIB, 9)
     description = described({"Ref:9": len(data), "Ref:10": len(disk)}, {"Ref:9": 1, "Ref:10": 0})
     path = export(tmp_path / "vm.xva", description, [*chunks("Ref:10", disk), *chunks("Ref:9", data)])
-    assert texts(path) == []
+    assert codes(path) == []
     for number, wanted in ((1, disk), (2, data)):
         told = look(path, disk=number, content=True)
         assert told["virtual_size"] == len(wanted)
@@ -169,9 +169,8 @@ def test_a_changed_chunk_is_found_by_its_sum(disk: bytes, tmp_path: Path) -> Non
     files[0] = (files[0][0], files[0][1][:-1] + b"!")
     path = export(tmp_path / "vm.xva", described({"Ref:5": len(disk)}), files)
     found = look(path, content=True)
-    assert [finding["text"] for finding in found["findings"]] == [
-        "chunk 0 of Ref:5 (disk 0) is not what its SHA-1 says"
-    ]
+    assert [finding["code"] for finding in found["findings"]] == [xva.OTHER_SUM.id]
+    assert found["findings"][0]["fields"] == {"number": 0, "named": "Ref:5 (disk 0)"}
     assert found["guest_sha256"] is None
 
 
@@ -182,27 +181,27 @@ FIRST, FIRST_SUM, SECOND, SECOND_SUM, THIRD, THIRD_SUM = chunks("Ref:5", GOOD)
 @pytest.mark.parametrize(
     ("files", "says"),
     [
-        ([FIRST, FIRST_SUM, SECOND, SECOND_SUM], "its last chunk is not in the archive"),
-        ([], "its last chunk is not in the archive"),
-        ([FIRST, SECOND, SECOND_SUM, THIRD, THIRD_SUM], "a chunk without its sum behind it"),
-        ([FIRST, FIRST_SUM, THIRD], "a chunk without its sum behind it"),
-        ([FIRST, FIRST_SUM, FIRST_SUM, THIRD, THIRD_SUM], "a sum that does not stand behind its chunk"),
-        ([SECOND, SECOND_SUM, FIRST, FIRST_SUM, THIRD, THIRD_SUM], "is not in rising order"),
-        ([FIRST, FIRST_SUM, FIRST, FIRST_SUM, THIRD, THIRD_SUM], "is not in rising order"),
-        ([(FIRST[0], FIRST[1][:-512]), FIRST_SUM, THIRD, THIRD_SUM], "a chunk of 1048064 bytes instead of"),
-        ([(FIRST[0], FIRST[1] + b"x"), FIRST_SUM, THIRD, THIRD_SUM], "a chunk of 1048577 bytes instead of"),
-        ([FIRST, FIRST_SUM, (THIRD[0], b"x" * 511), THIRD_SUM], "a chunk of 511 bytes instead of 512"),
-        ([FIRST, FIRST_SUM, ("Ref:5/00000003", b"x" * MIB)], "a chunk beyond the 2097664 bytes"),
-        ([FIRST, FIRST_SUM, ("Ref:5/9999999999", b"x" * MIB)], "a chunk beyond the 2097664 bytes"),
-        ([("folder", b""), FIRST, FIRST_SUM, THIRD, THIRD_SUM], "neither a chunk nor its sum"),
-        ([FIRST, FIRST_SUM, THIRD, THIRD_SUM, *chunks("Ref:7", GOOD)], "that ova.xml does not describe"),
-        ([*chunks("Ref:7", GOOD), FIRST, FIRST_SUM, THIRD, THIRD_SUM], "in the order of their names"),
-        ([FIRST, FIRST_SUM, *chunks("Ref:7", GOOD), THIRD, THIRD_SUM], "stand in more than one place"),
+        ([FIRST, FIRST_SUM, SECOND, SECOND_SUM], xva.CUT_OFF),
+        ([], xva.CUT_OFF),
+        ([FIRST, SECOND, SECOND_SUM, THIRD, THIRD_SUM], xva.NO_SUM),
+        ([FIRST, FIRST_SUM, THIRD], xva.NO_SUM),
+        ([FIRST, FIRST_SUM, FIRST_SUM, THIRD, THIRD_SUM], xva.LOST_SUM),
+        ([SECOND, SECOND_SUM, FIRST, FIRST_SUM, THIRD, THIRD_SUM], xva.NOT_RISING),
+        ([FIRST, FIRST_SUM, FIRST, FIRST_SUM, THIRD, THIRD_SUM], xva.NOT_RISING),
+        ([(FIRST[0], FIRST[1][:-512]), FIRST_SUM, THIRD, THIRD_SUM], xva.OTHER_LENGTH),
+        ([(FIRST[0], FIRST[1] + b"x"), FIRST_SUM, THIRD, THIRD_SUM], xva.OTHER_LENGTH),
+        ([FIRST, FIRST_SUM, (THIRD[0], b"x" * 511), THIRD_SUM], xva.OTHER_LENGTH),
+        ([FIRST, FIRST_SUM, ("Ref:5/00000003", b"x" * MIB)], xva.BEYOND),
+        ([FIRST, FIRST_SUM, ("Ref:5/9999999999", b"x" * MIB)], xva.BEYOND),
+        ([("folder", b""), FIRST, FIRST_SUM, THIRD, THIRD_SUM], xva.OTHER_MEMBER),
+        ([FIRST, FIRST_SUM, THIRD, THIRD_SUM, *chunks("Ref:7", GOOD)], xva.UNKNOWN_DISK),
+        ([*chunks("Ref:7", GOOD), FIRST, FIRST_SUM, THIRD, THIRD_SUM], xva.ORDER),
+        ([FIRST, FIRST_SUM, *chunks("Ref:7", GOOD), THIRD, THIRD_SUM], xva.SCATTERED),
     ],
 )
-def test_what_no_host_would_import(files: Chunks, says: str, tmp_path: Path) -> None:
+def test_what_no_host_would_import(files: Chunks, says: Code, tmp_path: Path) -> None:
     path = export(tmp_path / "vm.xva", described({"Ref:5": len(GOOD)}), files)
-    assert sum(says in text for text in texts(path)) == 1, texts(path)
+    assert codes(path).count(says.id) == 1, codes(path)
 
 
 def test_a_disk_without_its_end_is_not_read_as_if_it_were_zeros(tmp_path: Path) -> None:
@@ -217,26 +216,26 @@ def test_a_disk_without_its_end_is_not_read_as_if_it_were_zeros(tmp_path: Path) 
 @pytest.mark.parametrize(
     ("description", "says"),
     [
-        (b"<appliance version='0.1'/>", "before XenServer 4"),
-        (b"text", "not XML"),
-        (b"<!DOCTYPE x><value/>", "document type"),
-        (b"<value/>", "it has no objects"),
-        (b"<value><struct><member/><member><name>objects</name></member></struct></value>", "no objects"),
+        (b"<appliance version='0.1'/>", xva.OLD_FORM),
+        (b"text", xva.UNREADABLE),
+        (b"<!DOCTYPE x><value/>", xva.UNREADABLE),
+        (b"<value/>", xva.NO_ROWS),
+        (b"<value><struct><member/><member><name>objects</name></member></struct></value>", xva.NO_ROWS),
         (
             b"<value><struct><member><name>objects</name><value>x</value></member></struct></value>",
-            "no objects",
+            xva.NO_ROWS,
         ),
-        (value({"objects": ["x", {}, {"class": "VDI"}]}).encode(), "the VM has no disk"),
-        (described({"Ref:5": "many"}), "the virtual size of Ref:5 is no number"),
-        (described({"Ref:5": -1}), "the virtual size of Ref:5 is no number"),
-        (described({"Ref:5": (1 << 63) - 1}), "disks of 8388608 TiB together"),
-        (described({f"Ref:{row}": 9 << 40 for row in (5, 6)}), "disks of 18 TiB together"),
-        (b" " * (17 << 20), "more than 16 MiB"),
+        (value({"objects": ["x", {}, {"class": "VDI"}]}).encode(), xva.NO_DISK),
+        (described({"Ref:5": "many"}), xva.BAD_SIZE),
+        (described({"Ref:5": -1}), xva.BAD_SIZE),
+        (described({"Ref:5": (1 << 63) - 1}), xva.LARGE_DISKS),
+        (described({f"Ref:{row}": 9 << 40 for row in (5, 6)}), xva.LARGE_DISKS),
+        (b" " * (17 << 20), xva.LARGE),
     ],
 )
-def test_descriptions_that_lie(description: bytes, says: str, tmp_path: Path) -> None:
+def test_descriptions_that_lie(description: bytes, says: Code, tmp_path: Path) -> None:
     path = export(tmp_path / "vm.xva", description, [])
-    assert any(says in text for text in texts(path)), texts(path)
+    assert says.id in codes(path), codes(path)
     with opened(path) as reader, pytest.raises(Damaged):
         xva.read(reader)
 
@@ -246,7 +245,7 @@ def test_an_export_that_is_cut_off_anywhere(disk: bytes, tmp_path: Path) -> None
     whole = path.read_bytes().rstrip(b"\0")
     for keep in (512, 1000, 4096, len(whole) // 3, len(whole) - 1000):
         path.write_bytes(whole[:keep])
-        assert texts(path), keep
+        assert codes(path), keep
 
 
 def test_a_tar_of_something_else_is_none(tmp_path: Path) -> None:

@@ -99,7 +99,20 @@ def test_labels_of_bars(terminal: Terminal, monkeypatch: pytest.MonkeyPatch) -> 
 
 
 def test_what_inspect_shows_of_a_hostile_file() -> None:
-    finding = {"severity": "error", "where": HOSTILE, "text": HOSTILE, "refused_by": HOSTILE, "fix": HOSTILE}
+    finding = wire.Finding(
+        code="ANY001",
+        severity="error",
+        where=HOSTILE,
+        text=HOSTILE,
+        refused_by=HOSTILE,
+        fix=HOSTILE,
+        lossy=False,
+        disk=None,
+        fields={},
+        affects=(),
+        repair="",
+        times=1,
+    )
     facts = {HOSTILE: f"{HOSTILE}\nfindings: none"}
     seen = wire.Inspected(HOSTILE, 1, 1, "gz", "ova", 512, facts, None, (finding,))
     lines = inspect.lines(seen)

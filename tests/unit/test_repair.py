@@ -15,9 +15,12 @@ from build import wire
 from build.agent.events import Failure
 from build.agent.verbs import repair
 from build.engine.errors import BuildError
-from build.formats import KINDS
-from build.formats.lib import ovf
-from build.formats.lib.places import PLACES, minds
+from build.formats import KINDS, ova
+from build.formats.lib import manifest, ovf, unwrap
+from build.formats.lib import repair as repairs
+from build.formats.lib.findings import Code
+from build.formats.lib.places import PLACES, is_affected
+from build.formats.vmdk import BROKEN_GRAIN, NO_FOOTER
 from build.verbs.repair import default_output, lines
 from tests.disks import content, errors, lint, opened, patch, read
 from tests.packages import CPU, SCSI, SIZE, descriptor, disk, drive, item, pack, reference, sums, vmdk
@@ -54,9 +57,9 @@ def guest(data: bytes, folder: Path) -> str:
     return hashlib.sha256(read(path, "vmdk")).hexdigest()
 
 
-def refused_by_vsphere(path: Path) -> list[str]:
+def refused_by_vsphere(path: Path) -> list[Code]:
     place = PLACES["vsphere"]
-    return [f.text for f in lint(path, "ova") if f.severity != "info" and minds(place, f.refused_by)]
+    return [f.code for f in lint(path, "ova") if f.severity != "info" and is_affected(place, f.affects)]
 
 
 def virtualbox(good: bytes, **change: bytes) -> dict[str, bytes]:
@@ -89,8 +92,8 @@ def virtualbox(good: bytes, **change: bytes) -> dict[str, bytes]:
 def test_a_virtualbox_export(good: bytes, tmp_path: Path) -> None:
     old = good[:4] + b"\1" + good[5:-1020] + b"\1" + good[-1019:]
     files = virtualbox(old)
-    manifest = sums(files, "SHA1", "{a} ({n})= {h}\n")
-    path = pack(tmp_path / "b.ova", dict(reversed(files.items())), manifest=manifest)
+    old_lines = sums(files, "SHA1", "{a} ({n})= {h}\n")
+    path = pack(tmp_path / "b.ova", dict(reversed(files.items())), manifest=old_lines)
     before = path.read_bytes()
     assert len(errors(path, "ova")) == 5
     done = run(path)
@@ -169,7 +172,7 @@ def ovf2(good: bytes) -> dict[str, bytes]:
 
 def test_ovf_2_becomes_ovf_1(good: bytes, tmp_path: Path) -> None:
     path = pack(tmp_path / "two.ova", ovf2(good))
-    assert any("OVF 2.0" in said for said in errors(path, "ova"))
+    assert ovf.VERSION_2 in errors(path, "ova")
     new = Path(run(path).file)
     assert errors(new, "ova") == []
     text = members(new)["vm.ovf"]
@@ -290,25 +293,25 @@ def broken(good: bytes, name: str) -> tuple[dict[str, bytes], bytes | None]:
 
 
 @pytest.mark.parametrize(
-    ("name", "says"),
+    ("name", "code"),
     [
-        ("digest", "the digest of b-disk1.vmdk is wrong"),
-        ("grain", "b-disk1.vmdk"),
-        ("cut", "b-disk1.vmdk"),
-        ("missing", "not in the archive"),
-        ("no ovf", "no OVF descriptor"),
-        ("doctype", "document type"),
-        ("namespace", "namespace"),
-        ("gzip", ""),
+        ("digest", manifest.DIGEST.id),
+        ("grain", BROKEN_GRAIN.id),
+        ("cut", NO_FOOTER.id),
+        ("missing", ovf.GONE.id),
+        ("no ovf", ova.NO_DESCRIPTOR.id),
+        ("doctype", ovf.DOCTYPE.id),
+        ("namespace", repairs.NO_URI.id),
+        ("gzip", unwrap.NO_END.id),
     ],
 )
-def test_what_would_lose_data_is_refused(name: str, says: str, good: bytes, tmp_path: Path) -> None:
-    files, manifest = broken(good, name)
-    path = pack(tmp_path / "bad.ova", files, manifest=manifest)
+def test_what_would_lose_data_is_refused(name: str, code: str, good: bytes, tmp_path: Path) -> None:
+    files, lines = broken(good, name)
+    path = pack(tmp_path / "bad.ova", files, manifest=lines)
     before = path.read_bytes()
     with pytest.raises(Failure) as failure:
         run(path)
-    assert says in failure.value.message
+    assert failure.value.details["code"] == code
     assert failure.value.hint
     assert path.read_bytes() == before
     assert [file.name for file in tmp_path.iterdir()] == ["bad.ova"]
@@ -325,8 +328,9 @@ def test_a_cut_archive_links_and_double_names_are_refused(good: bytes, tmp_path:
         link = tarfile.TarInfo("passwd")
         link.type, link.linkname = tarfile.SYMTYPE, "/etc/passwd"
         archive.addfile(link)
-    with pytest.raises(Failure, match="no plain file"):
+    with pytest.raises(Failure) as failure:
         run(path)
+    assert failure.value.details["code"] == ova.NO_PLAIN_FILE.id
     assert [file.name for file in tmp_path.iterdir()] == ["b.ova"]
 
 

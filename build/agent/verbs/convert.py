@@ -152,13 +152,13 @@ def _disk(fd: int, path: Path, request: wire.Convert, emit: Emit) -> Iterator[pi
             partitions.refuse(disk)
             yield disk
     except Damaged as damage:
-        raise Failure(f"{path.name}: {damage}", damage.finding.fix) from None
+        raise image.unreadable(path.name, damage) from None
 
 
 def _refuse_loss(found: image.Image) -> None:
     """Raise Damaged for what a conversion would carry on as if it were right."""
     for finding in found.losses():
-        raise Damaged(finding.where, finding.text, finding.refused_by, finding.fix)
+        raise Damaged.by(finding)
 
 
 def _outputs(request: wire.Convert) -> list[Output]:
@@ -245,7 +245,7 @@ def _convert(
             finally:
                 _remove_parts(outputs)
     except Damaged as damage:
-        raise Failure(f"{request.image}: {damage}", damage.finding.fix) from None
+        raise image.unreadable(request.image, damage) from None
     except OSError as error:
         raise _explain(error, folder) from error
 

@@ -15,9 +15,12 @@ from build.agent.image import Image, bounded
 from build.formats import raw
 from build.formats.lib import names, partitions, pieces, unwrap
 from build.formats.lib.errors import Unsupported
-from build.formats.lib.findings import Damaged, Finding, collect
+from build.formats.lib.findings import NOT_HASHED, NOT_LOOKED_INTO, Damaged, Finding, collect
 from build.formats.lib.inner import Inner
 from build.formats.lib.reader import BoundedReader
+
+Which = tuple[int, str]
+"""A disk of an archive, by its number from 1 on and its name."""
 
 
 def run(request: wire.Inspect, emit: Emit) -> wire.Inspected:
@@ -30,7 +33,7 @@ def run(request: wire.Inspect, emit: Emit) -> wire.Inspected:
             seen = replace(seen, outer=unwrap.recognize(reader))
             file = image.unwrapped(reader, path.name, how)
         except Damaged as damage:
-            return replace(seen, findings=(damage.finding.as_json(),))
+            return replace(seen, findings=_told([damage.finding]))
         seen = replace(seen, outer=file.outer, format=file.kind.name)
         report = _look(file, request, emit)
     return replace(
@@ -38,8 +41,12 @@ def run(request: wire.Inspect, emit: Emit) -> wire.Inspected:
         virtual_size=report.virtual_size,
         facts=report.facts,
         guest_sha256=report.sha256,
-        findings=tuple(finding.as_json() for finding in report.findings),
+        findings=_told(report.findings),
     )
+
+
+def _told(found: Sequence[Finding]) -> tuple[wire.Finding, ...]:
+    return tuple(wire.Finding(**finding.as_json()) for finding in found)
 
 
 @dataclass
@@ -56,10 +63,10 @@ class Report:
         """Whether data is missing or wrong, which explains whatever is found after it."""
         return any(finding.lossy for finding in self.findings)
 
-    def add(self, found: Sequence[Finding], disk: str = "") -> None:
-        """Findings that are not known yet, of one disk of an archive."""
+    def add(self, found: Sequence[Finding], disk: Which | None = None) -> None:
+        """Findings that are not known yet; `disk`: of one of an archive."""
         for finding in found:
-            placed = replace(finding, where=f"{disk[:100]}: {finding.where}") if disk else finding
+            placed = finding.on(*disk) if disk else finding
             if finding not in self.findings and placed not in self.findings:
                 self.findings.append(placed)
 
@@ -80,7 +87,7 @@ def _look(file: Image, request: wire.Inspect, emit: Emit) -> Report:
     return report
 
 
-def _look_at(found: Image, request: wire.Inspect, report: Report, disk: str = "") -> None:
+def _look_at(found: Image, request: wire.Inspect, report: Report, disk: Which | None = None) -> None:
     """A disk itself: its size, its partitions, its content."""
     try:
         read = found.kind.read(bounded(found.reader))
@@ -93,8 +100,7 @@ def _look_at(found: Image, request: wire.Inspect, report: Report, disk: str = ""
         if request.content and read.size <= limit:
             report.sha256 = pieces.sha256(found.kind.read(found.reader))
         elif request.content:
-            text = f"the disk is larger than {limit >> 30} GiB: it was not hashed"
-            report.add([Finding("info", "content", text)], disk)
+            report.add([Finding(NOT_HASHED, "content", gib=limit >> 30)], disk)
     except Damaged as damage:
         if not report.is_lossy:
             report.add([damage.finding], disk)
@@ -110,23 +116,24 @@ def _look_inside(
             report.facts = file.kind.read(bounded(file.reader)).facts()
     left = request.limit or media.LIMIT
     for number, disk in enumerate(disks, 1):
-        chosen = number == request.disk
+        chosen, which = number == request.disk, (number, disk.name)
         with image.opener(emit, left, request.work) as how:
             try:
                 found = image.chosen(file, disks, number, how)
             except Damaged as damage:
-                report.add([damage.finding], disk.name)
+                report.add([damage.finding], which)
                 continue
             except Unsupported as error:
-                report.add([Finding("warning", "disk", error.message, "", error.hint)], disk.name)
+                told = Finding(NOT_LOOKED_INTO, "disk", reason=error.message, hint=error.hint)
+                report.add([told], which)
                 continue
             if not disk.whole and not disk.disk:
                 left = max(left - found.reader.size, 1)
             if file.kind.name != "ova" or not disk.whole:  # those its own linter knows
-                report.add(collect(found.kind.lint(bounded(found.reader))), disk.name)
+                report.add(collect(found.kind.lint(bounded(found.reader))), which)
             ours = report if chosen else Report([])
             asked = request if chosen else replace(request, content=False)
-            _look_at(found, asked, ours, disk.name)
+            _look_at(found, asked, ours, which)
             if "disks" not in report.facts:  # its own kind does not list them
                 report.facts[f"disk {number}"] = _described(disk, found, ours)
             if not chosen:

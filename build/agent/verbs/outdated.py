@@ -123,10 +123,8 @@ def look(path: Path, disk: int, emit: Emit) -> System:
                     if system := _system(seen, start):
                         return system
         except Damaged as damage:
-            finding = damage.finding
-            raise Failure(
-                f"{path} cannot be read: {finding.where}: {finding.text}", f"run: inv inspect {path}"
-            ) from damage
+            what, code = f"{path} cannot be read: {damage}", damage.finding.code.id
+            raise Failure(what, f"run: inv inspect {path}", code=code) from damage
     raise Failure(
         f"{path} holds no Debian system on an ext file system that can be read", "name an image of Debian"
     )

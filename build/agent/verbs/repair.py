@@ -21,7 +21,7 @@ from build.formats import ova, vmdk
 from build.formats.lib import manifest, ovf, pieces, repair, tar
 from build.formats.lib.errors import Unsupported
 from build.formats.lib.findings import Damaged, Finding, collect
-from build.formats.lib.places import PLACES, minds
+from build.formats.lib.places import PLACES, is_affected
 from build.formats.lib.reader import BoundedReader, Budget
 
 _STEP = 1 << 20
@@ -65,7 +65,7 @@ def run(request: wire.Repair, emit: Emit) -> wire.Repaired:
                 raise Failure(f"{path} is no OVA", f"look at what it is: inv inspect {path}")
             return _repair(reader, request, output, emit, stack)
         except Damaged as damage:
-            raise Failure(f"{path.name}: {damage}", damage.finding.fix) from None
+            raise image.unreadable(path.name, damage) from None
         except Unsupported as refusal:
             raise Failure(f"{path.name}: {refusal.message}", refusal.hint) from None
 
@@ -75,15 +75,14 @@ def _repair(
 ) -> wire.Repaired:
     archive = tar.Archive(reader)
     how = stack.enter_context(image.opener(emit, work=request.work))
-    bench = _Bench(archive, ova.plain_files(archive), how)
+    bench = _Bench(Path(request.file).name, archive, ova.plain_files(archive), how)
     described = ova.find_descriptor(bench.members)
     if described is None:
-        raise Damaged("archive", "no OVF descriptor in the archive", fix="put in the .ovf")
+        raise Damaged(ova.NO_DESCRIPTOR, "archive")
     found = collect(ova.lint(reader))
     _refuse(found)
     parts = _parts(bench, described, request.hardware)
-    told = {_told(finding): None for finding in found if _is_mended(finding)}
-    changes = [*bench.changes, *told]
+    changes = [*bench.changes, *(repair.ACTIONS[each.code.repair] for each in found if _is_fixed(each))]
     if not changes:
         return wire.Repaired("", ())
     private = files.is_private(os.fstat(reader.fd))
@@ -91,46 +90,16 @@ def _repair(
     return wire.Repaired(str(output), tuple(dict.fromkeys(changes)), size, digest)
 
 
-ARCHIVE = {
-    "pax": ("the archive is in pax format", "the archive is ustar"),
-    "order": ("the first file is not the OVF descriptor", "the descriptor is the first file"),
-    "end": ("the archive has no end", "the archive has an end"),
-    "folders": ("files lie in folders of the archive", "all files lie at the top of the archive"),
-    "old": ("the archive is of the old kind", "the archive is ustar"),
-    "none": ("no manifest", "a SHA256 manifest is added"),
-    "sha1": ("the manifest uses SHA1", "the manifest has SHA256"),
-    "blank": ("a blank between", "the manifest is written as SHA256(name)= hex"),
-    "form": ("is not of the form SHA256", "the manifest is written as SHA256(name)= hex"),
-    "empty": ("an empty line", "the manifest is written as SHA256(name)= hex"),
-    "unlisted": ("is not listed", "the manifest lists every file"),
-    "gone": ("is not in the archive", "the manifest lists only what is there"),
-}
-"""Findings that a new archive with a new manifest mends by itself, and how that is told."""
-_LOSSY = (
-    "no plain file",
-    "is twice in the archive",
-    "leads out of the folder",
-    "the digest of",
-    "the referenced file is not in the archive",
-    "names no file",
-)
-"""Findings on the archive that nobody can mend without guessing."""
-
-
-def _is_mended(finding: Finding) -> bool:
-    return any(text in finding.text for text, _ in ARCHIVE.values()) and not finding.where.startswith("File ")
-
-
-def _told(finding: Finding) -> str:
-    return next(told for text, told in ARCHIVE.values() if text in finding.text)
+def _is_fixed(finding: Finding) -> bool:
+    """Whether a new archive with a new manifest fixes it by itself."""
+    return finding.code.repair in repair.ACTIONS
 
 
 def _refuse(found: list[Finding]) -> None:
     """Raise Damaged for what a new archive would carry on as if it were right."""
     for finding in found:
-        lossy = finding.severity == "error" and any(text in finding.text for text in _LOSSY)
-        if lossy or (finding.lossy and not _is_mended(finding)):
-            raise Damaged(finding.where, finding.text, finding.refused_by, finding.fix)
+        if finding.code.repair == repair.REFUSE or (finding.lossy and not _is_fixed(finding)):
+            raise Damaged.by(finding)
 
 
 def _epoch(reader: BoundedReader, member: tar.Member) -> int:
@@ -145,6 +114,7 @@ def _epoch(reader: BoundedReader, member: tar.Member) -> int:
 class _Bench:
     """An archive that is being taken apart, and what was changed in its files."""
 
+    name: str
     archive: tar.Archive
     members: dict[str, tar.Member]
     how: image.Opener
@@ -171,9 +141,7 @@ def _parts(bench: _Bench, described: tar.Member, hardware: int) -> list[Part]:
         names = {member.name for member in members}
         if members and file.href not in stored:
             if names & used:
-                raise Damaged(
-                    "References", "one file is referenced by several names", fix="reference it once"
-                )
+                raise Damaged(repair.SHARED_FILE, "References")
             used |= names
             part, size = _one(bench, file, members, file.href in disks)
             stored[file.href] = repair.Stored(part.name, part.content.size, size)
@@ -189,7 +157,7 @@ def _parts(bench: _Bench, described: tar.Member, hardware: int) -> list[Part]:
             continue
         parts.append(Part(_flat(name), bench.archive.window(member)))
     if len({part.name for part in parts}) != len(parts):
-        raise Damaged("archive", "files of one name lie in several folders", fix="rename one of them")
+        raise Damaged(repair.SAME_NAMES, "archive")
     return parts
 
 
@@ -215,7 +183,7 @@ def _one(
         content = bench.how.expand("gz", content)
         bench.changes.append(f"{name}: the disk is unpacked")
     patches = tuple(_patches(name, content, bench.changes))
-    _check_disk(name, content, bool(patches))
+    _check_disk(bench, name, content, bool(patches))
     disk = vmdk.VmdkDisk(content)
     return Part(name, content, patches, pieces.sha256(disk)), disk.size
 
@@ -231,12 +199,13 @@ def _patches(name: str, content: BoundedReader, changes: list[str]) -> Iterator[
     changes.append(f"{name}: header version {header.version} is 3 (bytes 4 to 7 of the header)")
 
 
-def _check_disk(name: str, content: BoundedReader, version_mended: bool) -> None:
+def _check_disk(bench: _Bench, name: str, content: BoundedReader, version_fixed: bool) -> None:
     for finding in collect(vmdk.lint(content)):
-        if finding.severity != "error" or (version_mended and finding.text.startswith("header version")):
+        if finding.severity != "error" or (version_fixed and finding.code == vmdk.OLD_VERSION):
             continue
         hint = "convert the disk: inv convert.ova --from FILE" if not finding.lossy else finding.fix
-        raise Damaged(f"{name}: {finding.where}", finding.text, finding.refused_by, hint)
+        what = f"{bench.name}: {name}: {finding.where}: {finding.text}"
+        raise Failure(what, hint, code=finding.code.id)
 
 
 def _write(output: Path, parts: list[Part], epoch: int, private: bool, emit: Emit) -> tuple[int, str]:
@@ -301,16 +270,16 @@ def _copy(part: Part, target: BinaryIO) -> bytes:
 
 
 def _proven(aside: Path, parts: list[Part]) -> str:
-    """SHA-256 of the new archive; raises Damaged when vSphere would refuse it or a disk is another."""
+    """SHA-256 of the new archive; raises Unsupported when vSphere would refuse it or a disk is another."""
     with image.opened_file(aside) as fd:
         reader = BoundedReader.whole(fd)
         for finding in collect(ova.lint(reader)):
-            if finding.severity == "error" and (finding.lossy or minds(_PLACE, finding.refused_by)):
-                raise Damaged(finding.where, f"not mended: {finding.text}", finding.refused_by, finding.fix)
+            if finding.severity == "error" and (finding.lossy or is_affected(_PLACE, finding.affects)):
+                raise Unsupported(f"{finding.where}: not fixed: {finding.text}", finding.fix)
         guests = [part.guest for part in parts if part.guest]
         again = [
             pieces.sha256(vmdk.VmdkDisk(disk.whole)) for disk in ova.inner(reader) if disk.whole is not None
         ]
         if sorted(guests) != sorted(again):
-            raise Damaged("disk", "what was written does not have the bytes that were read", fix="try again")
+            raise Unsupported("what was written does not have the bytes that were read", "try again")
         return manifest.digest([reader]).hex()

@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from functools import lru_cache
 
 from build.formats.lib import partitions
-from build.formats.lib.findings import Damaged
+from build.formats.lib.findings import Damage, Damaged, Group
 from build.formats.lib.pieces import Disk
 
 MAGIC = 0xEF53
@@ -23,6 +23,16 @@ _MOST_NODES = 1 << 14
 """Of one file's extent tree; a sound one of LARGEST has far fewer."""
 _EXTENTS, _SIXTY_FOUR = 0x80000, 0x80
 _KIND, _FOLDER, _FILE = 0xF000, 0x4000, 0x8000
+_WHERE = "file system"
+
+GROUP = Group("EXT", "An ext file system", "Linux, Documentation/filesystems/ext4")
+NO_EXT = Damage("EXT001", "no ext file system")
+BAD_SUPER = Damage("EXT002", "the super block makes no sense")
+LARGE_INODE = Damage("EXT003", "inode {inode} says that it has {size} bytes")
+OVERLAP = Damage("EXT004", "blocks of inode {inode} lie over each other")
+BAD_EXTENTS = Damage("EXT005", "an extent tree makes no sense")
+PAST_END = Damage("EXT006", "it reaches past the end of the disk (byte {offset:#x})")
+BAD_FOLDER = Damage("EXT007", "a directory makes no sense")
 
 
 class _Kept:
@@ -40,13 +50,13 @@ class FileSystem:
         self._disk, self._start = _Kept(disk), start
         head = self._bytes(1024, 1024)
         if len(head) < 1024 or struct.unpack_from("<H", head, 56)[0] != MAGIC:
-            raise Damaged(f"guest byte {start:#x}", "no ext file system")
+            raise Damaged(NO_EXT, f"guest byte {start:#x}")
         shift, per_group, revision = (struct.unpack_from("<I", head, at)[0] for at in (24, 40, 76))
         wide = struct.unpack_from("<I", head, 96)[0] & _SIXTY_FOUR
         self._inode_size = struct.unpack_from("<H", head, 88)[0] if revision else 128
         self._descriptor = struct.unpack_from("<H", head, 254)[0] if wide else 32
         if shift > 6 or not per_group or self._inode_size < 128 or self._descriptor < 32:
-            raise Damaged(f"guest byte {start + 1024:#x}", "the super block makes no sense")
+            raise Damaged(BAD_SUPER, f"guest byte {start + 1024:#x}")
         self._block, self._per_group, self._wide = 1024 << shift, per_group, bool(wide)
         self._nodes = 0
 
@@ -83,7 +93,7 @@ class FileSystem:
         flags, high = struct.unpack_from("<I", inode, 32)[0], struct.unpack_from("<I", inode, 108)[0]
         size = low | high << 32
         if size > LARGEST:
-            raise Damaged("file system", f"inode {number} says that it has {size} bytes")
+            raise Damaged(LARGE_INODE, _WHERE, inode=number, size=size)
         count = left = -(-size // self._block)
         self._nodes = _MOST_NODES
         map_ = inode[40:100]
@@ -94,7 +104,7 @@ class FileSystem:
                 length = min(length, count - logical)
                 left -= length
                 if left < 0:
-                    raise Damaged("file system", f"blocks of inode {number} lie over each other")
+                    raise Damaged(OVERLAP, _WHERE, inode=number)
                 data = self._need(physical * self._block, length * self._block)
                 out[logical * self._block : (logical + length) * self._block] = data
         return kind, bytes(out[:size])
@@ -104,7 +114,7 @@ class FileSystem:
         magic, entries, _, level = struct.unpack_from("<4H", node)
         self._nodes -= 1
         if magic != 0xF30A or self._nodes < 0 or depth > _DEEPEST or 12 + 12 * entries > len(node):
-            raise Damaged("file system", "an extent tree makes no sense")
+            raise Damaged(BAD_EXTENTS, _WHERE)
         for at in range(12, 12 + 12 * entries, 12):
             if level:
                 low, high = struct.unpack_from("<IH", node, at + 4)
@@ -143,7 +153,7 @@ class FileSystem:
     def _need(self, offset: int, length: int) -> bytes:
         data = self._bytes(offset, length)
         if len(data) < length:
-            raise Damaged("file system", f"it reaches past the end of the disk (byte {offset:#x})")
+            raise Damaged(PAST_END, _WHERE, offset=offset)
         return data
 
     def _bytes(self, offset: int, length: int) -> bytes:
@@ -156,7 +166,7 @@ def _entries(content: bytes) -> Iterator[tuple[bytes, int]]:
     while place + 8 <= len(content):
         inode, length, name = struct.unpack_from("<IHB", content, place)
         if length < 8:
-            raise Damaged("file system", "a directory makes no sense")
+            raise Damaged(BAD_FOLDER, _WHERE)
         if inode and name:
             yield content[place + 8 : place + 8 + name], inode
         place += length

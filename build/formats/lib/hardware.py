@@ -12,10 +12,9 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from xml.etree import ElementTree
 
-from build.formats.lib.findings import Finding
-from build.formats.lib.tar import VSPHERE
+from build.formats.lib.findings import Code, Finding
+from build.formats.lib.platforms import CLOUDSTACK, VSPHERE, Affected
 
-CLOUDSTACK = "CloudStack"
 SCSI = ("lsilogic", "buslogic", "lsilogicsas", "virtualscsi")
 """Subtypes of SCSI controllers that vSphere knows, in small letters."""
 STORAGE = (
@@ -33,6 +32,95 @@ SATA_SINCE, NVME_SINCE = 10, 13
 ITEMS = ("Item", "StorageItem", "EthernetPortItem")
 """Elements of a hardware section that describe a device; the last two are OVF 2.0's."""
 _FAMILY = re.compile(r"vmx-([0-9]{1,2})")
+
+_VSPHERE = (VSPHERE,)
+_BOTH = (VSPHERE, CLOUDSTACK)
+NO_SECTION = Code("OVF050", "error", "no VirtualHardwareSection", _VSPHERE, "describe the hardware")
+NO_FAMILY = Code("OVF051", "warning", "no hardware family is named", fix="write vmx-13")
+OTHER_FAMILY = Code(
+    "OVF052",
+    "error",
+    "{named} is no hardware version of VMware",
+    _VSPHERE,
+    "write vmx-13: inv repair",
+    repair="descriptor",
+)
+NEW_FAMILY = Code(
+    "OVF053",
+    "warning",
+    "hardware version {version}",
+    (Affected("esxi", before="{release}"),),
+    "write vmx-13 for such hosts",
+    source="Broadcom knowledge base, article 315655",
+)
+NO_ID = Code("OVF054", "error", "InstanceID is missing", _VSPHERE, "number the items")
+SAME_ID = Code("OVF055", "error", "InstanceID is used twice", _VSPHERE, "number the items")
+SAME_ID_IN = Code(
+    "OVF056",
+    "error",
+    "InstanceID is used twice with the configuration {options}",
+    _VSPHERE,
+    "number the items",
+)
+ORDER = Code(
+    "OVF057",
+    "warning",
+    "elements of an Item are not in alphabetical order, which the specification asks for",
+    fix="sort them",
+    repair="descriptor",
+)
+SCSI_UNKNOWN = Code(
+    "OVF058",
+    "error",
+    "the SCSI controller {named} is unknown",
+    _VSPHERE,
+    "write lsilogic",
+    repair="descriptor",
+)
+IDE_UNKNOWN = Code(
+    "OVF059", "warning", "the IDE controller {named} is unknown", fix="leave it out", repair="descriptor"
+)
+STORAGE_UNKNOWN = Code(
+    "OVF060",
+    "error",
+    "the storage controller {named} is unknown",
+    _VSPHERE,
+    "write vmware.sata.ahci",
+    repair="descriptor",
+)
+_OTHER_CONTROLLER = "write vmx-{since}, or another controller"
+STORAGE_SINCE = Code(
+    "OVF061",
+    "warning",
+    "the storage controller {named} needs hardware version {since}, not {version}",
+    _VSPHERE,
+    _OTHER_CONTROLLER,
+    repair="descriptor",
+)
+TYPE_20_SINCE = Code(
+    "OVF062",
+    "warning",
+    "the storage controller of type 20 needs hardware version {since}, not {version}",
+    _VSPHERE,
+    _OTHER_CONTROLLER,
+)
+SOUND = Code("OVF063", "error", "a sound card", _VSPHERE, "remove the item: inv repair", repair="descriptor")
+NETWORK = Code(
+    "OVF064",
+    "warning",
+    "a network card",
+    (Affected("cloudstack", case="on distributed switches"),),
+    "leave it out",
+)
+NO_PARENT = Code("OVF065", "error", "the disk's Parent is no item", _BOTH, "name the controller")
+NO_RESOURCE = Code("OVF066", "error", "HostResource {said!r} names no disk", _VSPHERE, "write ovf:/disk/ID")
+NO_SUCH_DISK = Code(
+    "OVF067",
+    "error",
+    "HostResource names the Disk {named!r}, which is not described",
+    _BOTH,
+    "name the diskId of a Disk",
+)
 
 
 @dataclass(frozen=True)
@@ -121,7 +209,7 @@ def lint_system(system: ElementTree.Element, disks: frozenset[str]) -> Iterator[
     """Check a virtual system; `disks` are the ids of the Disks that its devices may name."""
     sections = [child for child in system if kind_of(child) == "VirtualHardwareSection"]
     if not sections:
-        yield Finding("error", "VirtualSystem", "no VirtualHardwareSection", VSPHERE, "describe the hardware")
+        yield Finding(NO_SECTION, "VirtualSystem")
         return
     best = max(sections, key=lambda section: bool(_versions(families(section))))
     yield from _lint_family(families(best))
@@ -135,25 +223,13 @@ def _versions(found: list[str]) -> list[int]:
 def _lint_family(found: list[str]) -> Iterator[Finding]:
     where, versions = "VirtualSystemType", _versions(found)
     if not found:
-        yield Finding("warning", where, "no hardware family is named", "", "write vmx-13")
+        yield Finding(NO_FAMILY, where)
     elif not versions and not any(map(is_open, found)):
         named = ", ".join(found)[:60]
-        yield Finding(
-            "error",
-            where,
-            f"{named} is no hardware version of VMware",
-            VSPHERE,
-            "write vmx-13: inv repair",
-        )
+        yield Finding(OTHER_FAMILY, where, named=named)
     elif versions and versions[0] > NVME_SINCE:
         release = RELEASES.get(versions[0], "9.0")
-        yield Finding(
-            "warning",
-            where,
-            f"hardware version {versions[0]}",
-            f"ESXi before {release}",
-            "write vmx-13 for such hosts",
-        )
+        yield Finding(NEW_FAMILY, where, version=versions[0], release=release)
 
 
 def _lint_items(section: ElementTree.Element, disks: frozenset[str]) -> Iterator[Finding]:
@@ -175,13 +251,12 @@ def _lint_items(section: ElementTree.Element, disks: frozenset[str]) -> Iterator
 def _lint_id(item: Item, where: str, ids: set[tuple[str, str, str]]) -> Iterator[Finding]:
     """One InstanceID may stand once for each set of deployment options and each bound of a range."""
     if not item.id:
-        yield Finding("error", where, "InstanceID is missing", VSPHERE, "number the items")
+        yield Finding(NO_ID, where)
         return
     bound = attribute(item.element, "bound") or "normal"
     options = " ".join(sorted(words(attribute(item.element, "configuration"))))
     if (item.id, options, bound) in ids:
-        text = f"InstanceID is used twice{f' with the configuration {options[:40]}' if options else ''}"
-        yield Finding("error", where, text, VSPHERE, "number the items")
+        yield Finding(SAME_ID_IN, where, options=options) if options else Finding(SAME_ID, where)
     ids.add((item.id, options, bound))
 
 
@@ -189,13 +264,7 @@ def _lint_order(item: Item, where: str) -> Iterator[Finding]:
     """Only the elements of CIM have an order; what vendors add stands where it likes."""
     tags = [local(child.tag) for child in item.element if "SettingData" in child.tag]
     if tags != sorted(tags):
-        yield Finding(
-            "warning",
-            where,
-            "elements of an Item are not in alphabetical order, which the specification asks for",
-            "",
-            "sort them",
-        )
+        yield Finding(ORDER, where)
 
 
 def _lint_kind(item: Item, where: str, version: int) -> Iterator[Finding]:
@@ -203,23 +272,21 @@ def _lint_kind(item: Item, where: str, version: int) -> Iterator[Finding]:
     if not item.subtypes or any(map(is_open, item.subtypes)):
         named = ""
     if item.kind == "6" and named and not set(item.subtypes) & set(SCSI):
-        yield Finding("error", where, f"the SCSI controller {named} is unknown", VSPHERE, "write lsilogic")
+        yield Finding(SCSI_UNKNOWN, where, named=named)
     elif item.kind == "5" and named and "piix4" not in item.subtypes:
-        yield Finding("warning", where, f"the IDE controller {named} is unknown", "", "leave it out")
+        yield Finding(IDE_UNKNOWN, where, named=named)
     elif item.kind == "20" and named and not set(item.subtypes) & set(STORAGE):
-        yield Finding(
-            "error", where, f"the storage controller {named} is unknown", VSPHERE, "write vmware.sata.ahci"
-        )
+        yield Finding(STORAGE_UNKNOWN, where, named=named)
     elif item.kind == "20" and version < _since(item.subtypes):
         since = _since(item.subtypes)
-        text = f"the storage controller {named or 'of type 20'} needs hardware version {since}, not {version}"
-        yield Finding("warning", where, text, VSPHERE, f"write vmx-{since}, or another controller")
+        if named:
+            yield Finding(STORAGE_SINCE, where, named=named, since=since, version=version)
+        else:
+            yield Finding(TYPE_20_SINCE, where, since=since, version=version)
     elif item.kind == "35" and not any(part.startswith("vmware.") for part in item.subtypes):
-        yield Finding("error", where, "a sound card", "vSphere", "remove the item: inv repair")
+        yield Finding(SOUND, where)
     elif item.kind == "10":
-        yield Finding(
-            "warning", where, "a network card", f"{CLOUDSTACK} on distributed switches", "leave it out"
-        )
+        yield Finding(NETWORK, where)
 
 
 def _since(subtypes: list[str]) -> int:
@@ -229,25 +296,11 @@ def _since(subtypes: list[str]) -> int:
 def _lint_drive(item: Item, where: str, known: set[str], disks: frozenset[str]) -> Iterator[Finding]:
     parent, resource = item.values.get("Parent", ""), item.values.get("HostResource", "")
     if parent and parent not in known and not is_open(parent):
-        yield Finding(
-            "error",
-            where,
-            "the disk's Parent is no item",
-            f"{VSPHERE}, {CLOUDSTACK}",
-            "name the controller",
-        )
+        yield Finding(NO_PARENT, where)
     if not resource or is_open(resource):
         return
     match = re.fullmatch(r"(?:ovf:/?)?/(disk|file)/(.+)", resource)
     if match is None:
-        yield Finding(
-            "error", where, f"HostResource {resource[:60]!r} names no disk", VSPHERE, "write ovf:/disk/ID"
-        )
+        yield Finding(NO_RESOURCE, where, said=resource)
     elif match[1] == "disk" and match[2] not in disks:
-        yield Finding(
-            "error",
-            where,
-            f"HostResource names the Disk {match[2][:60]!r}, which is not described",
-            f"{VSPHERE}, {CLOUDSTACK}",
-            "name the diskId of a Disk",
-        )
+        yield Finding(NO_SUCH_DISK, where, named=match[2])

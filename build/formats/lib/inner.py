@@ -7,11 +7,14 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from build.formats.lib import pieces
-from build.formats.lib.findings import Damaged
+from build.formats.lib.findings import Damage, Damaged
 from build.formats.lib.pieces import Disk
 from build.formats.lib.reader import BoundedReader
 
 _STEP = 1 << 20
+NOT_EXPANDED = Damage(
+    "ANY014", "it cannot be expanded: {reason}", fix="copy the file again: it is cut off or damaged"
+)
 
 
 @dataclass(frozen=True)
@@ -42,7 +45,7 @@ class Inner:
                 if len(out) >= length or (stream and stream.eof):
                     break
         except zlib.error as error:
-            raise Damaged(self.name, f"it cannot be expanded: {error}") from None
+            raise Damaged(NOT_EXPANDED, self.name, reason=str(error)) from None
         return out[:length]
 
     def _portions(self) -> Iterator[bytes]:

@@ -12,13 +12,13 @@ from collections.abc import Iterator
 from typing import NamedTuple
 
 from build.formats.lib import pieces
-from build.formats.lib.findings import Damaged, Finding
+from build.formats.lib.findings import Code, Damaged, Finding, Group
 from build.formats.lib.pieces import Disk
+from build.formats.lib.platforms import EVERY_HYPERVISOR, UEFI
 
 SECTOR = 512
 OTHER = 4096
 """Bytes of the other logical sector that there is."""
-EVERYBODY = "every hypervisor"
 BOOT_SIGNATURE = b"\x55\xaa"
 """At byte 510 of a disk that a BIOS boots, and of every boot record."""
 _GPT = b"EFI PART"
@@ -29,6 +29,53 @@ _LARGEST_TABLE = 1 << 20
 _FILE_SYSTEMS = ((3, b"NTFS    "), (3, b"EXFAT   "), (54, b"FAT"), (82, b"FAT32"))
 """Boot sectors that end as an MBR does; where its entries would be they hold code."""
 _HEADER = struct.Struct("<8sIIIIQQQQ16sQIII")
+
+GROUP = Group(
+    "PART", "Partition tables", "UEFI 5, GUID Partition Table Disk Layout; Linux, block/partitions/msdos.c"
+)
+_EVERYBODY = (EVERY_HYPERVISOR,)
+_UEFI = (UEFI,)
+_BUILD = "build the disk again"
+NO_TABLE = Code("PART001", "info", "no partition table")
+OTHER_SECTORS = Code(
+    "PART002",
+    "error",
+    "the partition table counts in sectors of {counted} bytes, the disk shows {sector}: "
+    "no partition would be seen",
+    _EVERYBODY,
+    "partition the disk for sectors of {sector} bytes",
+    lossy=True,
+)
+CUT_OFF = Code(
+    "PART003",
+    "error",
+    "the disk is cut off: the backup partition table should be in sector {backup}, the last one is {last}",
+    _EVERYBODY,
+    "copy the disk again, or build it again in this size",
+    lossy=True,
+)
+LARGER = Code(
+    "PART004",
+    "info",
+    "the disk is {count} sectors larger than its partition table says",
+    fix="move the backup table when the disk has its final size (sfdisk --relocate gpt-bak-std)",
+)
+PAST_END = Code(
+    "PART005",
+    "error",
+    "partition {number} ends at sector {end}, the disk has {count}",
+    _EVERYBODY,
+    "copy the disk again: it is cut off, or was made smaller",
+    lossy=True,
+)
+NO_HEADER = Code("PART006", "error", "the {table}'s header is missing", _UEFI, _BUILD)
+HEADER_LENGTH = Code("PART007", "error", "the {table}'s header says that it has {size} bytes", _UEFI, _BUILD)
+HEADER_CHECKSUM = Code("PART008", "error", "the {table}'s checksum is wrong", _UEFI, _BUILD)
+HEADER_PLACE = Code(
+    "PART009", "error", "the {table}'s header says that it lies in sector {sector}", _UEFI, _BUILD
+)
+BAD_ENTRIES = Code("PART010", "error", "{count} partition entries of {size} bytes", _UEFI, _BUILD)
+ENTRIES_CHECKSUM = Code("PART011", "error", "the partition entries' checksum is wrong", _UEFI, _BUILD)
 
 
 class Gpt(NamedTuple):
@@ -83,17 +130,9 @@ def lint(disk: Disk) -> Iterator[Finding]:
     if head.startswith(_GPT, sector):
         yield from _lint_gpt(disk, sector)
     elif head.startswith(_GPT, other := OTHER if sector == SECTOR else SECTOR):
-        yield Finding(
-            "error",
-            f"guest byte {other:#x}",
-            f"the partition table counts in sectors of {other} bytes, the disk shows {sector}: "
-            "no partition would be seen",
-            EVERYBODY,
-            f"partition the disk for sectors of {sector} bytes",
-            lossy=True,
-        )
+        yield Finding(OTHER_SECTORS, f"guest byte {other:#x}", counted=other, sector=sector)
     elif head[510:512] != BOOT_SIGNATURE or any(head.startswith(name, at) for at, name in _FILE_SYSTEMS):
-        yield Finding("info", "guest byte 0x1fe", "no partition table", "", "")
+        yield Finding(NO_TABLE, "guest byte 0x1fe")
     else:
         yield from _lint_mbr(disk, sector)
 
@@ -142,51 +181,34 @@ def _rows(record: bytes) -> Iterator[tuple[int, int, int]]:
 def _lint_gpt(disk: Disk, sector: int) -> Iterator[Finding]:
     last = disk.size // sector - 1
     primary = _header(disk, sector, 1)
-    if isinstance(primary, str):
-        text = f"the partition table's {primary}"
-        yield Finding("error", f"guest byte {sector:#x}", text, "UEFI", "build the disk again")
+    if isinstance(primary, Finding):
+        yield primary
         return
     where = f"guest byte {sector + 32:#x}"
     if primary.backup > last:
-        yield Finding(
-            "error",
-            where,
-            f"the disk is cut off: the backup partition table should be in sector {primary.backup}, "
-            f"the last one is {last}",
-            EVERYBODY,
-            "copy the disk again, or build it again in this size",
-            lossy=True,
-        )
+        yield Finding(CUT_OFF, where, backup=primary.backup, last=last)
         return
     yield from _lint_entries(disk, sector, primary, last)
-    backup = _header(disk, sector, primary.backup)
-    if isinstance(backup, str):
-        text = f"the backup partition table's {backup}"
-        yield Finding(
-            "error", f"guest byte {primary.backup * sector:#x}", text, "UEFI", "build the disk again"
-        )
+    backup = _header(disk, sector, primary.backup, "backup partition table")
+    if isinstance(backup, Finding):
+        yield backup
     elif primary.backup < last:
-        yield Finding(
-            "info",
-            where,
-            f"the disk is {last - primary.backup} sectors larger than its partition table says",
-            "",
-            "move the backup table when the disk has its final size (sfdisk --relocate gpt-bak-std)",
-        )
+        yield Finding(LARGER, where, count=last - primary.backup)
 
 
-def _header(disk: Disk, sector: int, place: int) -> Gpt | str:
-    """The header in a sector, or what is wrong with it."""
+def _header(disk: Disk, sector: int, place: int, table: str = "partition table") -> Gpt | Finding:
+    """The header in a sector, or what is wrong with it; `table` is how people call it."""
+    where = f"guest byte {place * sector:#x}"
     raw = read_guest(disk, place * sector, sector)
     if len(raw) < _HEADER.size or not raw.startswith(_GPT):
-        return "header is missing"
+        return Finding(NO_HEADER, where, table=table)
     header = Gpt(*_HEADER.unpack_from(raw))
     if not _HEADER.size <= header.length <= sector:
-        return f"header says that it has {header.length} bytes"
+        return Finding(HEADER_LENGTH, where, table=table, size=header.length)
     if header.checksum != zlib.crc32(raw[:16] + bytes(4) + raw[20 : header.length]):
-        return "checksum is wrong"
+        return Finding(HEADER_CHECKSUM, where, table=table)
     if header.own != place:
-        return f"header says that it lies in sector {header.own}"
+        return Finding(HEADER_PLACE, where, table=table, sector=header.own)
     return header
 
 
@@ -194,14 +216,11 @@ def _lint_entries(disk: Disk, sector: int, header: Gpt, last: int) -> Iterator[F
     where = f"guest byte {header.table * sector:#x}"
     length = header.entries * header.entry_size
     if header.entry_size < 128 or header.entry_size % 8 or length > _LARGEST_TABLE:
-        text = f"{header.entries} partition entries of {header.entry_size} bytes"
-        yield Finding("error", where, text, "UEFI", "build the disk again")
+        yield Finding(BAD_ENTRIES, where, count=header.entries, size=header.entry_size)
         return
     table = read_guest(disk, header.table * sector, length)
     if len(table) < length or zlib.crc32(table) != header.table_checksum:
-        yield Finding(
-            "error", where, "the partition entries' checksum is wrong", "UEFI", "build the disk again"
-        )
+        yield Finding(ENTRIES_CHECKSUM, where)
         return
     for number in range(header.entries):
         entry = table[number * header.entry_size :][:128]
@@ -211,18 +230,11 @@ def _lint_entries(disk: Disk, sector: int, header: Gpt, last: int) -> Iterator[F
 
 
 def _past(where: str, number: int, end: int, total: int) -> Finding:
-    return Finding(
-        "error",
-        where,
-        f"partition {number} ends at sector {end - 1}, the disk has {total}",
-        EVERYBODY,
-        "copy the disk again: it is cut off, or was made smaller",
-        lossy=True,
-    )
+    return Finding(PAST_END, where, number=number, end=end - 1, count=total)
 
 
 def refuse(disk: Disk) -> None:
     """Raise Damaged for a partition table by which a guest would miss data."""
     for finding in lint(disk):
         if finding.lossy:
-            raise Damaged(finding.where, finding.text, finding.refused_by, finding.fix)
+            raise Damaged.by(finding)

@@ -1,19 +1,61 @@
 """Where images go: who takes which format, and what each place alone minds. `inspect --for PLACE` asks here.
 
-A finding names whoever refuses the file in `refused_by`, parts set apart by commas. A part counts for a
-place when it is one of its names, alone or with `and later`; `before X`, `with Y` and the like name old or
-special ones, whom nobody means by the name of the place.
+A finding counts for a place when it affects one of its platforms, always or from a release on. Old releases
+and special cases (`before X`, `on EL7`) are not meant by the name of a place.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 
-from build.formats.lib.findings import Finding
+from build.formats.lib.findings import Code, Finding, Group
+from build.formats.lib.platforms import AZURE, EVERYBODY, GCE, Affected
 
-EVERYBODY = ("every reader", "every importer", "every hypervisor", "UEFI", "BIOS")
-"""Parts of `refused_by` that mean every place."""
+GROUP = Group(
+    "FOR", "What one place alone refuses (`--for`)", "build/formats/lib/places.py names that of each place"
+)
+_ITSELF = (Affected("{platform}"),)
+NOT_IMPORTED = Code(
+    "FOR001",
+    "error",
+    "{place} does not import {kind}",
+    _ITSELF,
+    "make one for it: inv convert.{best} --from FILE",
+)
+NOT_UNPACKED = Code("FOR002", "error", "{place} does not unpack {outer}", _ITSELF, "unpack it first")
+DYNAMIC = Code(
+    "FOR003",
+    "error",
+    "a dynamic VHD",
+    (AZURE,),
+    "make a fixed one: convert.azure-vhd",
+    source="Microsoft Learn, Prepare Linux for imaging in Azure",
+)
+NOT_WHOLE_MIB = Code(
+    "FOR004",
+    "error",
+    "the virtual size of {size} bytes is not whole MiB",
+    (AZURE,),
+    "make the disk whole MiB",
+    source="Microsoft Learn, Prepare Linux for imaging in Azure: aligned to 1 MB",
+)
+LARGER_THAN_AZURES = Code(
+    "FOR005",
+    "error",
+    "the disk of {size} bytes is larger than 4095 GiB",
+    (AZURE,),
+    "make SIZE smaller",
+    source="Microsoft Learn, Managed disks: size of an OS disk",
+)
+NOT_WHOLE_GIB = Code(
+    "FOR006",
+    "error",
+    "the virtual size of {size} bytes is not whole GiB",
+    (GCE,),
+    "make the disk whole GiB",
+    source="Compute Engine, Manually import boot disks: size of the raw file",
+)
 
 
 @dataclass(frozen=True)
@@ -32,11 +74,8 @@ class Seen:
 class Rule:
     """Something that one place refuses and that is no fault elsewhere."""
 
-    fault: Callable[[Seen], str]
-    """What is wrong, in one line; empty when nothing is."""
-    fix: str
-    source: str
-    """Where that place says so."""
+    code: Code
+    applies: Callable[[Seen], bool]
 
 
 @dataclass(frozen=True)
@@ -46,8 +85,8 @@ class Place:
     name: str
     """`xcp-ng` of `inspect --for xcp-ng`."""
     title: str
-    names: tuple[str, ...]
-    """How findings call it."""
+    platforms: tuple[str, ...]
+    """Those of `platforms.TITLES` that it is, or runs on; the first is its own."""
     best: str
     """The format of ours that is made for it."""
     takes: tuple[str, ...]
@@ -59,23 +98,12 @@ class Place:
     rules: tuple[Rule, ...] = ()
 
 
-def _whole(unit: int, called: str) -> Callable[[Seen], str]:
-    def fault(seen: Seen) -> str:
-        odd = seen.virtual_size % unit
-        return f"the virtual size of {seen.virtual_size} bytes is not whole {called}" if odd else ""
-
-    return fault
+def _dynamic(seen: Seen) -> bool:
+    return seen.kind == "vhd" and seen.facts.get("type") != "fixed"
 
 
-def _at_most(size: int, called: str) -> Callable[[Seen], str]:
-    def fault(seen: Seen) -> str:
-        return f"the disk is larger than {called}" if seen.virtual_size > size else ""
-
-    return fault
-
-
-def _dynamic(seen: Seen) -> str:
-    return "a dynamic VHD" if seen.kind == "vhd" and seen.facts.get("type") != "fixed" else ""
+def _part_of(unit: int) -> Callable[[Seen], bool]:
+    return lambda seen: bool(seen.virtual_size % unit)
 
 
 _XEN = ("vhd", "xva")
@@ -85,7 +113,7 @@ PLACES: Mapping[str, Place] = {
         Place(
             "xcp-ng",
             "XCP-ng",
-            ("XCP-ng", "Xen Orchestra", "XenServer"),
+            ("xcp-ng", "xen-orchestra", "xenserver"),
             "vhd",
             (*_XEN, "qcow2", "raw", "ova", "vmdk"),
             "xapi-project/xen-api, ocaml/xapi/import_raw_vdi.ml; Xen Orchestra's disk and VM import",
@@ -94,7 +122,7 @@ PLACES: Mapping[str, Place] = {
         Place(
             "xenserver",
             "XenServer",
-            ("XenServer",),
+            ("xenserver",),
             "vhd",
             (*_XEN, "ova"),
             "XenServer 8, Import and export VMs; blktap's vhd-util check",
@@ -103,7 +131,7 @@ PLACES: Mapping[str, Place] = {
         Place(
             "vsphere",
             "vSphere",
-            ("vSphere", "ESXi", "vCenter", "VMware"),
+            ("vsphere", "esxi", "vcenter"),
             "ova",
             ("ova", "vmdk"),
             "vSphere, Deploying OVF and OVA Templates",
@@ -111,7 +139,7 @@ PLACES: Mapping[str, Place] = {
         Place(
             "hyperv",
             "Hyper-V",
-            ("Hyper-V",),
+            ("hyperv",),
             "vhdx",
             ("vhdx", "vhd"),
             "Microsoft Learn, New-VHD and Convert-VHD of Hyper-V",
@@ -119,46 +147,30 @@ PLACES: Mapping[str, Place] = {
         Place(
             "azure",
             "Azure",
-            ("Azure", "Hyper-V"),
+            ("azure", "hyperv"),
             "azure-vhd",
             ("vhd",),
             "Microsoft Learn, Prepare Linux for imaging in Azure",
             rules=(
-                Rule(
-                    _dynamic,
-                    "make a fixed one: convert.azure-vhd",
-                    "Prepare Linux for imaging",
-                ),
-                Rule(
-                    _whole(1 << 20, "MiB"),
-                    "make the disk whole MiB",
-                    "Prepare Linux for imaging: aligned to 1 MB",
-                ),
-                Rule(
-                    _at_most(4095 << 30, "4095 GiB"), "make SIZE smaller", "Managed disks: size of an OS disk"
-                ),
+                Rule(DYNAMIC, _dynamic),
+                Rule(NOT_WHOLE_MIB, _part_of(1 << 20)),
+                Rule(LARGER_THAN_AZURES, lambda seen: seen.virtual_size > 4095 << 30),
             ),
         ),
         Place(
             "gce",
             "Google Compute Engine",
-            ("Google Compute Engine",),
+            ("gce",),
             "gce",
             ("gce",),
             "Compute Engine, Manually import boot disks",
             ("gz",),
-            (
-                Rule(
-                    _whole(1 << 30, "GiB"),
-                    "make the disk whole GiB",
-                    "Manually import boot disks: size of the raw file",
-                ),
-            ),
+            (Rule(NOT_WHOLE_GIB, _part_of(1 << 30)),),
         ),
         Place(
             "aws",
             "AWS VM Import",
-            ("AWS",),
+            ("aws",),
             "vmdk",
             ("ova", "vmdk", "vhd", "vhdx", "raw"),
             "VM Import/Export, Requirements: image formats",
@@ -166,7 +178,7 @@ PLACES: Mapping[str, Place] = {
         Place(
             "proxmox",
             "Proxmox VE",
-            ("Proxmox", "QEMU", "KVM"),
+            ("proxmox", "qemu", "kvm"),
             "qcow2",
             ("qcow2", "raw", "vmdk", "ova", "vdi", "vhdx", "vhd", "vma"),
             "Proxmox VE, qm disk import and import of OVF",
@@ -174,7 +186,7 @@ PLACES: Mapping[str, Place] = {
         Place(
             "kvm",
             "KVM",
-            ("KVM", "QEMU"),
+            ("kvm", "qemu"),
             "qcow2",
             ("qcow2", "raw", "vmdk", "vdi", "vhdx", "vhd", "qed", "parallels"),
             "QEMU, Disk image file formats",
@@ -182,7 +194,7 @@ PLACES: Mapping[str, Place] = {
         Place(
             "openstack",
             "OpenStack",
-            ("OpenStack", "QEMU", "KVM"),
+            ("openstack", "qemu", "kvm"),
             "qcow2",
             ("qcow2", "raw", "vmdk", "vdi", "vhdx", "vhd", "ova", "iso"),
             "Glance, disk formats",
@@ -190,7 +202,7 @@ PLACES: Mapping[str, Place] = {
         Place(
             "virtualbox",
             "VirtualBox",
-            ("VirtualBox",),
+            ("virtualbox",),
             "ova",
             ("ova", "vdi", "vmdk", "vhd", "parallels"),
             "VirtualBox manual, Disk Image Files",
@@ -198,7 +210,7 @@ PLACES: Mapping[str, Place] = {
         Place(
             "cloudstack",
             "CloudStack",
-            ("CloudStack", "XenServer", "QEMU", "KVM", "vSphere", "ESXi", "vCenter"),
+            ("cloudstack", "xenserver", "qemu", "kvm", "vsphere", "esxi", "vcenter"),
             "qcow2",
             ("qcow2", "vhd", "ova", "raw", "vmdk", "iso"),
             "CloudStack, registerTemplate; core/src/main/java/com/cloud/storage/template",
@@ -209,29 +221,20 @@ PLACES: Mapping[str, Place] = {
 """By name. Sources: the documentation of the place, or its importer's code."""
 
 
-def minds(place: Place, refused_by: str) -> bool:
-    """Whether a finding's `refused_by` names a place."""
-    return any(_is_named(place, part.strip()) for part in refused_by.split(","))
-
-
-def _is_named(place: Place, part: str) -> bool:
-    if part in EVERYBODY:
-        return True
-    return any(
-        part == name or (part.startswith(f"{name} ") and part.endswith("and later")) for name in place.names
-    )
+def is_affected(place: Place, affects: Iterable[Affected]) -> bool:
+    """Whether whom a finding affects is a place's platform, or everybody."""
+    known = EVERYBODY | {*place.platforms}
+    return any(each.always and each.platform in known for each in affects)
 
 
 def refusals(place: Place, seen: Seen) -> Iterator[Finding]:
     """What this place alone has against a file."""
-    name, make = place.names[0], f"make one for it: inv convert.{place.best} --from FILE"
+    own = {"place": place.title, "platform": place.platforms[0]}
     if seen.kind not in place.takes:
-        yield Finding("error", "format", f"{place.title} does not import {seen.kind}", name, make)
+        yield Finding(NOT_IMPORTED, "format", **own, kind=seen.kind, best=place.best)
         return
     if seen.outer and seen.outer not in place.outer:
-        yield Finding(
-            "error", "format", f"{place.title} does not unpack {seen.outer}", name, "unpack it first"
-        )
+        yield Finding(NOT_UNPACKED, "format", **own, outer=seen.outer)
     for rule in place.rules:
-        if text := rule.fault(seen):
-            yield Finding("error", "format", text, name, rule.fix)
+        if rule.applies(seen):
+            yield Finding(rule.code, "format", size=seen.virtual_size)

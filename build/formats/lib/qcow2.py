@@ -14,7 +14,17 @@ from typing import NamedTuple
 
 from build.formats.lib import codec, pieces
 from build.formats.lib.codec import Deflate, Zstandard
-from build.formats.lib.findings import Damaged, Finding, at
+from build.formats.lib.findings import Code, Damage, Damaged, Finding, Group, at
+from build.formats.lib.platforms import (
+    CLOUDSTACK,
+    EVERY_IMPORTER,
+    INFLATERS,
+    KVM,
+    QEMU,
+    XCP_NG,
+    XEN_ORCHESTRA,
+    Affected,
+)
 from build.formats.lib.reader import BoundedReader
 from build.formats.lib.words import pack_words, read_words
 
@@ -23,8 +33,6 @@ PER_L2 = CLUSTER // 8
 COPIED, COMPRESSED, ZERO = 1 << 63, 1 << 62, 1
 OFFSET = 0x00FFFFFFFFFFFE00
 DEFLATE = Deflate(12)
-KVM = "QEMU, KVM"
-XCP = "XCP-ng, Xen Orchestra"
 _DIRTY, _CORRUPT, _DATA_FILE, ZSTD, _EXTENDED_L2 = 1, 2, 4, 8, 16
 MOST_L1 = 32 << 20
 _MOST_CLUSTERS = 1 << 25
@@ -43,6 +51,103 @@ _BITMAPS, _BITMAPS_RIGHT = 0x23852875, 1
 _MOST_SNAPSHOTS = 65536
 _LONGEST_NAME = 1023
 MORE = struct.Struct(">QQQIIB7x")
+
+GROUP = Group("QCOW", "QCOW2", "QEMU, docs/interop/qcow2.txt and block/qcow2.c")
+_KVM = (QEMU, KVM)
+_XCP = (XCP_NG, XEN_ORCHESTRA)
+_IMPORTER = (EVERY_IMPORTER,)
+_OLD_QEMU = (Affected("qemu", before="5.2"), CLOUDSTACK)
+_CONVERT = "convert it: qemu-img convert -O qcow2 FILE NEW.qcow2"
+_AGAIN, _COPY = "convert again", "copy the file again"
+_CHECK = "run qemu-img check -r all"
+_FOR_XCP = "make one for it: inv convert.xcp-qcow2 --from FILE"
+NO_HEADER = Damage("QCOW001", "no QCOW2 header here", _KVM)
+OTHER_VERSION = Damage("QCOW002", "QCOW version {version} is not 2 or 3", _KVM)
+FEW_ENTRIES = Damage("QCOW003", "{count} L1 entries for a disk that needs {needed}", _KVM)
+BROKEN_CLUSTER = Damage("QCOW004", "a compressed cluster cannot be expanded: {reason}", _KVM)
+SHORT_CLUSTER = Damage("QCOW005", "a compressed cluster holds {count} bytes", _KVM)
+NEEDS_BACKING = Damage(
+    "QCOW006",
+    "this QCOW2 needs its backing file{name}",
+    _IMPORTER,
+    "flatten it: qemu-img convert -O qcow2 FILE NEW.qcow2",
+)
+ENCRYPTED = Damage("QCOW007", "this QCOW2 is encrypted", _IMPORTER, "export it unencrypted")
+CLUSTER_BITS = Damage("QCOW008", "cluster_bits {bits} is not from 9 to 21", _KVM)
+NEEDS_DATA_FILE = Damage("QCOW009", "this QCOW2 needs its external data file", _OLD_QEMU, _CONVERT)
+EXTENDED_ENTRIES = Damage(
+    "QCOW010", "this QCOW2 uses extended L2 entries, which are not read here", _OLD_QEMU, _CONVERT
+)
+FEATURES = Damage("QCOW011", "unknown incompatible features {features:#x}", _KVM)
+COMPRESSION = Damage("QCOW012", "compression type {type} is not known", _KVM)
+BAD_SIZE = Damage("QCOW013", "a virtual size of {size} bytes is not possible", _KVM)
+LARGE_L1 = Damage("QCOW014", "the L1 table is larger than QEMU takes (32 MiB)", _KVM)
+LARGE_REFCOUNTS = Damage("QCOW015", "the refcount table is larger than QEMU takes (8 MiB)", _KVM)
+REFCOUNT_ORDER = Damage("QCOW016", "refcount order {order} is more than 6", _KVM)
+ZSTD_CLUSTERS = Code(
+    "QCOW017",
+    "warning",
+    "clusters are zstd",
+    (Affected("qemu", before="5.1"), Affected("cloudstack", case="on EL7")),
+    "use deflate",
+)
+VERSION_3 = Code(
+    "QCOW018",
+    "info",
+    "version 3 (compat 1.1)",
+    (Affected("qemu", before="1.1", case="(EL6)"),),
+    "use version 2 for such hosts",
+)
+DIRTY = Code("QCOW019", "warning", "the refcounts are marked dirty", _KVM, _CHECK)
+CORRUPT = Code("QCOW020", "error", "the file is marked corrupt", _KVM, _CHECK)
+FEATURE_BIT = Code("QCOW021", "error", "compression type and its feature bit disagree", _KVM, _AGAIN)
+SNAPSHOTS = Code(
+    "QCOW022", "warning", "{count} internal snapshots", (CLOUDSTACK,), "convert the disk without them"
+)
+ODD_SIZE = Code("QCOW023", "error", "the virtual size is not whole sectors", _KVM, _AGAIN)
+COMPRESSED_FOR_XCP = Code(
+    "QCOW024",
+    "warning",
+    "clusters are compressed",
+    _XCP,
+    _FOR_XCP,
+    source="mirage/ocaml-qcow, lib/qcow_stream.ml; @xen-orchestra/qcow2",
+)
+NO_STREAM = Code(
+    "QCOW025",
+    "warning",
+    "tables lie behind data, or gaps between: it cannot be read as a stream",
+    _XCP,
+    _FOR_XCP,
+    source="mirage/ocaml-qcow, lib/qcow_stream.ml",
+)
+TOO_MANY = Damage(
+    "QCOW026", "{count} host clusters are more than this check counts", (), "look at it with qemu-img check"
+)
+UNALIGNED_L1 = Code("QCOW027", "error", "an L1 entry is not aligned to a cluster", _KVM, _AGAIN, lossy=True)
+SHARED_L2 = Code("QCOW028", "error", "two L1 entries name one L2 table", _KVM, _AGAIN)
+UNALIGNED_L2 = Code("QCOW029", "error", "an L2 entry is not aligned to a cluster", _KVM, _AGAIN, lossy=True)
+OWNED = Code("QCOW030", "error", "a compressed cluster is marked as owned alone", _KVM, _AGAIN)
+CLUSTER_PAST_END = Code(
+    "QCOW031", "error", "a compressed cluster lies past the end of the file", _KVM, _COPY, lossy=True
+)
+NOT_EXPANDED = Code("QCOW032", "info", "clusters from here on were not expanded: there is too much in them")
+SHORT_PACKED = Code("QCOW033", "error", "a compressed cluster is too short", _KVM, _COPY)
+WIDE_WINDOW = Code(
+    "QCOW034",
+    "warning",
+    "a compressed cluster needs a window of more than 4 KiB",
+    (INFLATERS,),
+    "compress with a window of 4 KiB",
+)
+BROKEN_PACKED = Code("QCOW035", "error", "a compressed cluster cannot be expanded", _KVM, _COPY, lossy=True)
+PAST_END = Code(
+    "QCOW036", "error", "a table names a cluster past the end of the file", _KVM, _COPY, lossy=True
+)
+LOW_REFCOUNT = Code("QCOW037", "error", "a refcount is too low", _KVM, _CHECK)
+HIGH_REFCOUNT = Code(
+    "QCOW038", "warning", "a refcount is too high: leaked space", fix="run qemu-img check -r leaks"
+)
 
 
 class Header(NamedTuple):
@@ -74,9 +179,9 @@ def read_header(reader: BoundedReader) -> Header:
     raw = reader.read(0, 72)
     fields = HEADER.unpack(raw)
     if fields[0] != b"QFI\xfb":
-        raise Damaged(at(0), "no QCOW2 header here", KVM)
+        raise Damaged(NO_HEADER, at(0))
     if fields[1] not in (2, 3):
-        raise Damaged(at(4), f"QCOW version {fields[1]} is not 2 or 3", KVM)
+        raise Damaged(OTHER_VERSION, at(4), version=fields[1])
     header = Header(*fields)
     if header.version == 3:
         incompatible, compatible, autoclear, order, length = struct.unpack(">QQQII", reader.read(72, 32))
@@ -117,7 +222,7 @@ class Qcow2Disk:
         span = self.cluster // 8 * self.cluster
         needed = -(-self.size // span)
         if header.l1_size < needed:
-            raise Damaged(at(36), f"{header.l1_size} L1 entries for a disk that needs {needed}", KVM)
+            raise Damaged(FEW_ENTRIES, at(36), count=header.l1_size, needed=needed)
         self.l1 = _longs(self.reader, header.l1_offset, needed)
         self.table = functools.lru_cache(maxsize=16)(self._read_table)
 
@@ -147,9 +252,9 @@ class Qcow2Disk:
             try:
                 data = self.codec.expand(raw, self.cluster)
             except ValueError as error:
-                raise Damaged(at(offset), f"a compressed cluster cannot be expanded: {error}", KVM) from None
+                raise Damaged(BROKEN_CLUSTER, at(offset), reason=str(error)) from None
             if len(data) < self.cluster:
-                raise Damaged(at(offset), f"a compressed cluster holds {len(data)} bytes", KVM)
+                raise Damaged(SHORT_CLUSTER, at(offset), count=len(data))
             return data
         offset = entry & OFFSET
         if not offset or (self.header.version == 3 and entry & ZERO):
@@ -189,31 +294,26 @@ def _backing(reader: BoundedReader, header: Header) -> str:
 def _refuse(header: Header, backing: str) -> None:
     """Raise Damaged for what makes the file no disk of its own, or no disk at all."""
     if header.backing_offset:
-        text = f"this QCOW2 needs its backing file{backing}"
-        raise Damaged(at(8), text, "every importer", "flatten it: qemu-img convert -O qcow2 FILE NEW.qcow2")
+        raise Damaged(NEEDS_BACKING, at(8), name=backing)
     if header.crypt:
-        raise Damaged(at(32), "this QCOW2 is encrypted", "every importer", "export it unencrypted")
+        raise Damaged(ENCRYPTED, at(32))
     if not 9 <= header.cluster_bits <= 21:
-        raise Damaged(at(20), f"cluster_bits {header.cluster_bits} is not from 9 to 21", KVM)
-    for bit, text in (
-        (_DATA_FILE, "needs its external data file"),
-        (_EXTENDED_L2, "uses extended L2 entries, which are not read here"),
-    ):
+        raise Damaged(CLUSTER_BITS, at(20), bits=header.cluster_bits)
+    for bit, code in ((_DATA_FILE, NEEDS_DATA_FILE), (_EXTENDED_L2, EXTENDED_ENTRIES)):
         if header.incompatible & bit:
-            fix = "convert it: qemu-img convert -O qcow2 FILE NEW.qcow2"
-            raise Damaged(at(72), f"this QCOW2 {text}", "QEMU before 5.2, CloudStack", fix)
+            raise Damaged(code, at(72))
     if header.incompatible >> 5:
-        raise Damaged(at(72), f"unknown incompatible features {header.incompatible:#x}", KVM)
+        raise Damaged(FEATURES, at(72), features=header.incompatible)
     if header.compression not in (0, 1):
-        raise Damaged(at(104), f"compression type {header.compression} is not known", KVM)
+        raise Damaged(COMPRESSION, at(104), type=header.compression)
     if not 0 < header.size <= 1 << 56:
-        raise Damaged(at(24), f"a virtual size of {header.size} bytes is not possible", KVM)
+        raise Damaged(BAD_SIZE, at(24), size=header.size)
     if header.l1_size * 8 > MOST_L1:
-        raise Damaged(at(36), "the L1 table is larger than QEMU takes (32 MiB)", KVM)
+        raise Damaged(LARGE_L1, at(36))
     if header.refcount_clusters << header.cluster_bits > _MOST_REFCOUNTS:
-        raise Damaged(at(56), "the refcount table is larger than QEMU takes (8 MiB)", KVM)
+        raise Damaged(LARGE_REFCOUNTS, at(56))
     if header.refcount_order > 6:
-        raise Damaged(at(96), f"refcount order {header.refcount_order} is more than 6", KVM)
+        raise Damaged(REFCOUNT_ORDER, at(96), order=header.refcount_order)
 
 
 def _longs(reader: BoundedReader, offset: int, count: int) -> array[int]:
@@ -233,29 +333,19 @@ def lint(reader: BoundedReader) -> Iterator[Finding]:
 
 def _lint_header(header: Header) -> Iterator[Finding]:
     if header.compression == 1:
-        yield Finding(
-            "warning", at(104), "clusters are zstd", "QEMU before 5.1, CloudStack on EL7", "use deflate"
-        )
+        yield Finding(ZSTD_CLUSTERS, at(104))
     if header.version == 3:
-        yield Finding(
-            "info", at(4), "version 3 (compat 1.1)", "QEMU before 1.1 (EL6)", "use version 2 for such hosts"
-        )
+        yield Finding(VERSION_3, at(4))
     if header.incompatible & _DIRTY:
-        yield Finding("warning", at(72), "the refcounts are marked dirty", KVM, "run qemu-img check -r all")
+        yield Finding(DIRTY, at(72))
     if header.incompatible & _CORRUPT:
-        yield Finding("error", at(72), "the file is marked corrupt", KVM, "run qemu-img check -r all")
+        yield Finding(CORRUPT, at(72))
     if bool(header.incompatible & ZSTD) != (header.compression == 1):
-        yield Finding("error", at(72), "compression type and its feature bit disagree", KVM, "convert again")
+        yield Finding(FEATURE_BIT, at(72))
     if header.snapshots:
-        yield Finding(
-            "warning",
-            at(60),
-            f"{header.snapshots} internal snapshots",
-            "CloudStack",
-            "convert the disk without them",
-        )
+        yield Finding(SNAPSHOTS, at(60), count=header.snapshots)
     if header.size % 512:
-        yield Finding("error", at(24), "the virtual size is not whole sectors", KVM, "convert again")
+        yield Finding(ODD_SIZE, at(24))
 
 
 def _lint_for_xen(disk: Qcow2Disk) -> Iterator[Finding]:
@@ -269,19 +359,17 @@ def _lint_for_xen(disk: Qcow2Disk) -> Iterator[Finding]:
     tables = [entry & OFFSET for entry in disk.l1 if entry & OFFSET]
     order = [cluster, header.l1_offset, *tables]
     behind = max([header.l1_offset + 8 * header.l1_size, *(offset + cluster for offset in tables)])
-    fix = "make one for it: inv convert.xcp-qcow2 --from FILE"
     count, low, high = 0, 1 << 62, 0
     for group in range(len(disk.l1)):
         for entry in disk.table(group):
             if entry & COMPRESSED:
-                yield Finding("warning", at(header.l1_offset), "clusters are compressed", XCP, fix)
+                yield Finding(COMPRESSED_FOR_XCP, at(header.l1_offset))
                 return
             if place := entry & OFFSET:
                 count, low, high = count + 1, min(low, place), max(high, place)
     gapless = not count or (low == -(-behind // cluster) * cluster and high == low + (count - 1) * cluster)
     if header.refcount_offset != cluster or order != sorted(order) or not gapless:
-        text = "tables lie behind data, or gaps between: it cannot be read as a stream"
-        yield Finding("warning", at(header.l1_offset), text, XCP, fix)
+        yield Finding(NO_STREAM, at(header.l1_offset))
 
 
 class _Recount:
@@ -291,8 +379,7 @@ class _Recount:
         self.disk, self.reader, self.cluster = disk, disk.reader, disk.cluster
         clusters = -(-self.reader.size // self.cluster)
         if clusters > _MOST_CLUSTERS:
-            text = f"{clusters} host clusters are more than this check counts"
-            raise Damaged(at(0), text, "nobody by itself", "look at it with qemu-img check")
+            raise Damaged(TOO_MANY, at(0), count=clusters)
         self.counted = array("H", bytes(2 * clusters))
         self.left = min(_MOST_EXPANDED, (1 << 30) + _EXPLAINED * self.reader.allocated())
 
@@ -316,12 +403,11 @@ class _Recount:
             if not offset:
                 continue
             if offset % self.cluster:
-                text = "an L1 entry is not aligned to a cluster"
-                yield Finding("error", where, text, KVM, "convert again", lossy=True)
+                yield Finding(UNALIGNED_L1, where)
                 continue
             yield from self._use(offset, self.cluster, where)
             if offset in visited:
-                yield Finding("error", where, "two L1 entries name one L2 table", KVM, "convert again")
+                yield Finding(SHARED_L2, where)
                 continue
             visited.add(offset)
             yield from self._l2(offset)
@@ -369,51 +455,32 @@ class _Recount:
                 continue
             data = entry & OFFSET
             if data % self.cluster:
-                text = "an L2 entry is not aligned to a cluster"
-                yield Finding("error", where, text, KVM, "convert again", lossy=True)
+                yield Finding(UNALIGNED_L2, where)
             elif data:
                 yield from self._use(data, self.cluster, where)
 
     def _compressed(self, entry: int, where: str) -> Iterator[Finding]:
         start, length = self.disk.packed(entry)
         if entry & COPIED:
-            yield Finding(
-                "error", where, "a compressed cluster is marked as owned alone", KVM, "convert again"
-            )
+            yield Finding(OWNED, where)
         if start >= self.reader.size or start + length > -(-self.reader.size // 512) * 512:
-            yield Finding(
-                "error",
-                where,
-                "a compressed cluster lies past the end of the file",
-                KVM,
-                "copy the file again",
-                lossy=True,
-            )
+            yield Finding(CLUSTER_PAST_END, where)
             return
         yield from self._use(start & ~511, (start + length) - (start & ~511), where)
         if self.left <= 0:
             return
         self.left -= self.cluster
         if self.left <= 0:
-            yield Finding("info", where, "clusters from here on were not expanded: there is too much in them")
+            yield Finding(NOT_EXPANDED, where)
             return
         raw = self.reader.read(start, min(length, self.reader.size - start))
         try:
             if len(self.disk.codec.expand(raw, self.cluster)) != self.cluster:
-                yield Finding(
-                    "error", at(start), "a compressed cluster is too short", KVM, "copy the file again"
-                )
+                yield Finding(SHORT_PACKED, at(start))
             elif self.disk.header.compression == 0 and not codec.keeps_window(raw, 12, self.cluster):
-                yield Finding(
-                    "warning",
-                    at(start),
-                    "a compressed cluster needs a window of more than 4 KiB",
-                    "readers with hardware or streaming inflate",
-                    "compress with a window of 4 KiB",
-                )
+                yield Finding(WIDE_WINDOW, at(start))
         except ValueError:
-            text = "a compressed cluster cannot be expanded"
-            yield Finding("error", at(start), text, KVM, "copy the file again", lossy=True)
+            yield Finding(BROKEN_PACKED, at(start))
 
     def _refcount_blocks(self) -> Iterator[Finding]:
         header = self.disk.header
@@ -429,8 +496,7 @@ class _Recount:
             return
         first, last = offset // self.cluster, (offset + length - 1) // self.cluster
         if last >= len(self.counted):
-            text = "a table names a cluster past the end of the file"
-            yield Finding("error", where, text, KVM, "copy the file again", lossy=True)
+            yield Finding(PAST_END, where)
             return
         for cluster in range(first, last + 1):
             self.counted[cluster] = min(self.counted[cluster] + 1, 0xFFFF)
@@ -454,15 +520,9 @@ class _Recount:
                     continue
                 where = at(offset + row * bits // 8) if offset else f"cluster {low + row}"
                 if stored < counted:
-                    yield Finding("error", where, "a refcount is too low", KVM, "run qemu-img check -r all")
+                    yield Finding(LOW_REFCOUNT, where)
                 else:
-                    yield Finding(
-                        "warning",
-                        where,
-                        "a refcount is too high: leaked space",
-                        "",
-                        "run qemu-img check -r leaks",
-                    )
+                    yield Finding(HIGH_REFCOUNT, where)
 
 
 def _bits(raw: bytes, row: int, bits: int) -> int:

@@ -5,12 +5,22 @@ from __future__ import annotations
 import os
 from dataclasses import dataclass, field
 
-from build.formats.lib.findings import Damaged, at
+from build.formats.lib.findings import Damage, Damaged, at
+from build.formats.lib.platforms import EVERY_IMPORTER
 
 LARGEST = 64 << 20
 """Bytes that one read may ask for: every table that a format allows us fits, every bigger one is a lie."""
 SMALLEST = 512
 """What a read of fewer bytes costs of the budget: it is the number of reads that takes the time."""
+_COPY = "copy the file again: it is cut off or damaged"
+PAST_END = Damage("ANY010", "{size} bytes here reach past the end of the file ({end} bytes)", fix=_COPY)
+LARGE_TABLE = Damage(
+    "ANY011", "a table of {size} bytes is larger than any that importers take", (EVERY_IMPORTER,)
+)
+NO_BUDGET = Damage("ANY012", "the tables of this file lead to more reading than its size explains")
+SHRUNK = Damage(
+    "ANY013", "the file became shorter while it was read", (), "run it again when nothing writes to it"
+)
 
 
 @dataclass
@@ -37,28 +47,24 @@ class BoundedReader:
     def window(self, start: int, size: int) -> BoundedReader:
         """A part of this reader with the same budget; Damaged when it does not lie inside."""
         if start < 0 or size < 0 or start + size > self.size:
-            raise Damaged(at(start), f"{size} bytes here reach past the end of the file ({self.size} bytes)")
+            raise Damaged(PAST_END, at(start), size=size, end=self.size)
         return BoundedReader(self.fd, self.start + start, size, self.budget)
 
     def read(self, offset: int, length: int) -> bytes:
         """Exactly `length` bytes at `offset`; Damaged when they are not all there."""
         if length > LARGEST:
-            raise Damaged(at(offset), f"a table of {length} bytes is larger than any that importers take")
+            raise Damaged(LARGE_TABLE, at(offset), size=length)
         if offset < 0 or length < 0 or offset + length > self.size:
-            raise Damaged(
-                at(offset), f"{length} bytes here reach past the end of the file ({self.size} bytes)"
-            )
+            raise Damaged(PAST_END, at(offset), size=length, end=self.size)
         if self.budget is not None:
             self.budget.left -= max(length, SMALLEST)
             if self.budget.left < 0:
-                raise Damaged(
-                    at(offset), "the tables of this file lead to more reading than its size explains"
-                )
+                raise Damaged(NO_BUDGET, at(offset))
         parts = []
         while length:
             part = os.pread(self.fd, length, self.start + offset)
             if not part:
-                raise Damaged(at(offset), "the file became shorter while it was read")
+                raise Damaged(SHRUNK, at(offset))
             parts.append(part)
             offset += len(part)
             length -= len(part)

@@ -14,7 +14,7 @@ from typing import TypeVar
 from xml.dom import minidom
 from xml.parsers.expat import ExpatError
 
-from build.formats.lib.findings import Damaged
+from build.formats.lib.findings import Damage, Damaged, Group
 from build.formats.lib.hardware import NVME_SINCE, SATA_SINCE, SCSI, STORAGE, is_open, words
 from build.formats.lib.ovf import ISO, OVF, OVF2, RASD, STREAM, capacity, parse_xml
 
@@ -30,6 +30,36 @@ _SETTINGS = re.compile(r"CIM_(Storage|EthernetPort|Resource)AllocationSettingDat
 _NAMES = ("diskId", "fileRef", "href", "id", "capacity", "format")
 """Attributes in OVF's own namespace."""
 _SOUND = "35"
+
+ACTIONS: Mapping[str, str] = {
+    "ustar": "the archive is ustar",
+    "order": "the descriptor is the first file",
+    "end": "the archive has an end",
+    "top": "all files lie at the top of the archive",
+    "manifest": "a SHA256 manifest is added",
+    "sha256": "the manifest has SHA256",
+    "form": "the manifest is written as SHA256(name)= hex",
+    "list all": "the manifest lists every file",
+    "list what is there": "the manifest lists only what is there",
+}
+"""Keys of `Code.repair` for what a new archive with a new manifest fixes by itself, and how that is told."""
+REFUSE = "refuse"
+"""The key for what nobody can fix without guessing."""
+OTHER_ACTIONS: Mapping[str, str] = {
+    "descriptor": "the descriptor is edited",
+    "join": "the chunks are joined",
+    "gunzip": "the disk is unpacked",
+    "version": "the header's version is 3",
+    REFUSE: "refused: it would take a guess",
+}
+"""The other keys: what tells of itself when it is done, and REFUSE."""
+
+GROUP = Group("FIX", "What `inv repair` finds on its way", "build/agent/verbs/repair.py")
+NO_URI = Damage(
+    "FIX001", "the descriptor names a namespace that is no URI", fix="correct its xmlns attributes"
+)
+SHARED_FILE = Damage("FIX002", "one file is referenced by several names", fix="reference it once")
+SAME_NAMES = Damage("FIX003", "files of one name lie in several folders", fix="rename one of them")
 
 
 @dataclass(frozen=True)
@@ -68,8 +98,7 @@ def edit_descriptor(content: bytes, files: Mapping[str, Stored], hardware: int) 
     try:
         parsed = minidom.parseString(content)
     except (ExpatError, ValueError):  # expat sets apart the parts of a name by a blank here
-        text = "the descriptor names a namespace that is no URI"
-        raise Damaged("OVF", text, fix="correct its xmlns attributes") from None
+        raise Damaged(NO_URI, "OVF") from None
     document = _Document(_present(parsed.documentElement))
     _edit_version(document)
     _edit_files(document, files)

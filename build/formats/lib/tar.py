@@ -15,8 +15,9 @@ from dataclasses import dataclass, field
 from typing import Literal
 
 from build.formats.lib import pieces
-from build.formats.lib.findings import Damaged, Finding, at
+from build.formats.lib.findings import Code, Damage, Damaged, Finding, Group, at
 from build.formats.lib.inner import Inner
+from build.formats.lib.platforms import EVERY_READER, VSPHERE, Affected
 from build.formats.lib.reader import BoundedReader
 
 BLOCK = 512
@@ -24,9 +25,6 @@ RECORD = 10240
 LARGEST_MEMBER = 8 << 30
 """Bytes of a file from which on its size has no place in eleven octal digits."""
 MOST_MEMBERS = 1000
-VSPHERE = "vSphere"
-_TAR = "every reader"
-_COPY = "copy the file again: it is cut off or damaged"
 _LARGEST_EXTENSION = 1 << 20
 """Bytes of a long name or of pax records; real ones have some hundreds."""
 _MOST_EXTENSIONS = 8
@@ -44,6 +42,33 @@ _RECORD = re.compile(rb"([1-9][0-9]{0,7}) ")
 Form = Literal["ustar", "v7", "gnu", "pax"]
 _FORMS: tuple[Form, ...] = ("ustar", "v7", "gnu", "pax")
 """From the one that every importer takes to the one that the fewest take."""
+
+GROUP = Group("TAR", "Tar archives, of an OVA, a box, an export", "POSIX.1-2001; GNU tar's manual")
+_READER = (EVERY_READER,)
+_COPY = "copy the file again: it is cut off or damaged"
+NO_FILE = Damage("TAR001", "long names or pax headers follow each other without a file")
+CHECKSUM = Damage("TAR002", "a tar header's checksum is wrong", _READER, _COPY)
+LONG_EXTENSION = Damage("TAR003", "a name or pax header of {size} bytes", _READER, _COPY)
+BAD_RECORD = Damage("TAR004", "a pax header holds a record that is none", _READER, _COPY)
+PAX_SPARSE = Damage(
+    "TAR005",
+    "a file is stored without its holes in pax form, which is not read here",
+    (Affected("reader", case="but GNU tar"),),
+    "pack it with --format=ustar and without --sparse",
+)
+LARGE_SPARSE = Damage("TAR006", "a sparse file of {size} bytes", _READER, _COPY)
+CUT_MEMBER = Damage("TAR007", "a file of {size} bytes reaches past the end of the archive", _READER, _COPY)
+LONG_NAME = Damage("TAR008", "a name of {count} characters", _READER, _COPY)
+BAD_PAX_NUMBER = Damage("TAR009", "the pax header's {key} is no number", _READER, _COPY)
+BAD_NUMBER = Damage(
+    "TAR010", "a tar header holds numbers that are neither octal nor base 256", _READER, _COPY
+)
+NEGATIVE = Damage("TAR011", "a size of {size} bytes", _READER, _COPY)
+MANY_PARTS = Damage("TAR012", "a sparse file of more than {most} parts")
+BAD_MAP = Damage("TAR013", "the map of a sparse file is no map", _READER, _COPY)
+SHORT_SPARSE = Damage("TAR014", "a sparse file is longer than its content", _READER, _COPY)
+MANY_MEMBERS = Damage("TAR015", "more than {most} files in the archive", (VSPHERE,))
+NO_END = Code("TAR016", "error", "the archive has no end", (VSPHERE,), _COPY, repair="end")
 
 
 def member_header(name: str, size: int, epoch: int) -> bytes:
@@ -136,7 +161,7 @@ class _Extensions:
     def add(self, kind: bytes, content: bytes, offset: int) -> None:
         self.count += 1
         if self.count > _MOST_EXTENSIONS:
-            raise Damaged(at(offset), "long names or pax headers follow each other without a file", _TAR)
+            raise Damaged(NO_FILE, at(offset))
         if kind == b"L":
             self.name = content.split(b"\0")[0]
         elif kind != b"K":
@@ -150,7 +175,7 @@ def _check(head: bytes, offset: int) -> tuple[bytes, Form]:
     except ValueError:
         stored = -1
     if stored not in _sums(head):
-        raise Damaged(at(offset + 148), "a tar header's checksum is wrong", _TAR, _COPY)
+        raise Damaged(CHECKSUM, at(offset + 148))
     magic = head[257:265]
     form: Form = "ustar" if magic[:6] == b"ustar\0" else "gnu" if magic[:6] == b"ustar " else "v7"
     return head[156:157], form
@@ -167,7 +192,7 @@ def _extension(reader: BoundedReader, head: bytes, offset: int) -> tuple[bytes, 
     """Content of a header that says more of the next, and the offset behind it."""
     size = _field(head, 124, 12, offset)
     if size > _LARGEST_EXTENSION:
-        raise Damaged(at(offset + 124), f"a name or pax header of {size} bytes", _TAR, _COPY)
+        raise Damaged(LONG_EXTENSION, at(offset + 124), size=size)
     return reader.read(offset + BLOCK, size), offset + BLOCK + padded(size)
 
 
@@ -179,7 +204,7 @@ def _records(content: bytes, offset: int) -> dict[str, bytes]:
         end = start + int(match[1]) if match else 0
         key, found, value = content[match.end() : end - 1].partition(b"=") if match else (b"", b"", b"")
         if not found or end > len(content) or content[end - 1 : end] != b"\n":
-            raise Damaged(at(offset), "a pax header holds a record that is none", _TAR, _COPY)
+            raise Damaged(BAD_RECORD, at(offset))
         name = "sparse" if key.startswith(b"GNU.sparse.") else key.decode("utf-8", "replace")
         if name in _KEYS:
             records[name] = value
@@ -196,12 +221,7 @@ def _member(
     records: Mapping[str, bytes],
 ) -> Member:
     if "sparse" in records:
-        raise Damaged(
-            at(offset),
-            "a file is stored without its holes in pax form, which is not read here",
-            "every reader but GNU tar",
-            "pack it with --format=ustar and without --sparse",
-        )
+        raise Damaged(PAX_SPARSE, at(offset))
     kind = head[156:157].decode("latin-1")
     size = _decimal(records, "size", offset, _field(head, 124, 12, offset))
     if kind in "123456":  # links, devices and folders have no content, whatever stands there
@@ -210,11 +230,10 @@ def _member(
     if kind == "S":
         whole = _field(head, 483, 12, offset)
         if whole > _LARGEST_SPARSE:
-            raise Damaged(at(offset + 483), f"a sparse file of {whole} bytes", _TAR, _COPY)
+            raise Damaged(LARGE_SPARSE, at(offset + 483), size=whole)
         start = _behind_map(reader, head, offset)
     if start + size > reader.size:
-        text = f"a file of {size} bytes reaches past the end of the archive"
-        raise Damaged(at(offset + 124), text, _TAR, _COPY)
+        raise Damaged(CUT_MEMBER, at(offset + 124), size=size)
     owner = (
         _decimal(records, "uid", offset, _field(head, 108, 8, offset, negative=True)),
         _decimal(records, "gid", offset, _field(head, 116, 8, offset, negative=True)),
@@ -223,7 +242,7 @@ def _member(
     plain = b"/".join(filter(None, (prefix, head[:100].split(b"\0")[0])))
     name = (records.get("path") or names.name or plain).decode("utf-8", "replace")
     if len(name) > _LONGEST_NAME:
-        raise Damaged(at(offset), f"a name of {len(name)} characters", _TAR, _COPY)
+        raise Damaged(LONG_NAME, at(offset), count=len(name))
     large = form == "ustar" and any(head[place] & 0x80 for place in (108, 116, 124))
     form = names.form or ("pax" if records else "gnu" if large else form)
     return Member(name, offset, start, size, kind, owner, form, whole)
@@ -234,7 +253,7 @@ def _decimal(records: Mapping[str, bytes], key: str, offset: int, usual: int) ->
     if not value:  # an empty one takes a value of a global header back
         return usual
     if not re.fullmatch(rb"[0-9]{1,20}", value):
-        raise Damaged(at(offset), f"the pax header's {key} is no number", _TAR, _COPY)
+        raise Damaged(BAD_PAX_NUMBER, at(offset), key=key)
     return int(value)
 
 
@@ -242,10 +261,9 @@ def _field(head: bytes, start: int, length: int, offset: int, negative: bool = F
     try:
         value = number(head[start : start + length])
     except ValueError:
-        text = "a tar header holds numbers that are neither octal nor base 256"
-        raise Damaged(at(offset + start), text, _TAR, _COPY) from None
+        raise Damaged(BAD_NUMBER, at(offset + start)) from None
     if value < 0 and not negative:
-        raise Damaged(at(offset + start), f"a size of {value} bytes", _TAR, _COPY)
+        raise Damaged(NEGATIVE, at(offset + start), size=value)
     return value
 
 
@@ -256,7 +274,7 @@ def _behind_map(reader: BoundedReader, head: bytes, offset: int) -> int:
         more = reader.read(start, BLOCK)[504]
         start += BLOCK
         if start - offset > _MOST_EXTENTS // 21 * BLOCK:
-            raise Damaged(at(offset), f"a sparse file of more than {_MOST_EXTENTS} parts", _TAR)
+            raise Damaged(MANY_PARTS, at(offset), most=_MOST_EXTENTS)
     return start
 
 
@@ -270,14 +288,12 @@ class SparseFile:
         end = 0
         for place, length in _extents(reader, member):
             if place < end or place + length > self.size:
-                raise Damaged(at(member.header_at + 386), "the map of a sparse file is no map", _TAR, _COPY)
+                raise Damaged(BAD_MAP, at(member.header_at + 386))
             end = place + length
             self.places.append(place)
             self.stored.append(self.stored[-1] + length)
             if self.stored[-1] > member.size:
-                raise Damaged(
-                    at(member.header_at + 386), "a sparse file is longer than its content", _TAR, _COPY
-                )
+                raise Damaged(SHORT_SPARSE, at(member.header_at + 386))
 
     def piece(self, index: int) -> bytes | None:
         """Bytes of a piece; None for a hole."""
@@ -326,7 +342,7 @@ class Archive:
         for member in walk:
             self.members.append(member)
             if len(self.members) > MOST_MEMBERS:
-                raise Damaged(at(member.header_at), f"more than {MOST_MEMBERS} files in the archive", VSPHERE)
+                raise Damaged(MANY_MEMBERS, at(member.header_at), most=MOST_MEMBERS)
         if not walk.ended:
             self.findings.append(no_end(self.reader))
 
@@ -352,7 +368,7 @@ class Archive:
 
 def no_end(reader: BoundedReader) -> Finding:
     """What to say of an archive that stops without its two blocks of zeros."""
-    return Finding("error", at(reader.size), "the archive has no end", VSPHERE, _COPY)
+    return Finding(NO_END, at(reader.size))
 
 
 def octal(field: bytes) -> int:

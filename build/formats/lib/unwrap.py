@@ -12,7 +12,8 @@ from typing import BinaryIO
 from build.formats.lib import pieces
 from build.formats.lib.codec import zstd_stream
 from build.formats.lib.errors import Unsupported
-from build.formats.lib.findings import Damaged, at
+from build.formats.lib.findings import Damage, Damaged, Group, at
+from build.formats.lib.platforms import CLOUDSTACK, EVERY_READER, EVERY_UNPACKER
 from build.formats.lib.reader import BoundedReader
 
 _STEP = 1 << 20
@@ -22,9 +23,27 @@ nothing but ends of streams."""
 _XZ_MEMORY = 128 << 20
 """Bytes that an xz may have us keep: twice those of `xz -9`; a header may ask for gigabytes."""
 _UNPACK = "unpack it yourself where there is room, and inspect what is inside"
-_CLOUDSTACK = "CloudStack and every unpacker"
-_UNPACKERS = "every reader"
+
+GROUP = Group(
+    "PACK",
+    "Compressions around an image",
+    "RFC 1950 to 1952, APPNOTE.TXT of PKWARE, the formats' own pages (bzip2, xz, zstd)",
+)
+_UNPACKERS = (CLOUDSTACK, EVERY_UNPACKER)
+_READER = (EVERY_READER,)
 _CUT = "copy the file again: it is cut off or damaged"
+BROKEN = Damage("PACK001", "it cannot be unpacked: {reason}", _UNPACKERS, _CUT)
+NO_END = Damage("PACK002", "the {kind} stream has no end", _UNPACKERS, _CUT)
+BROKEN_XZ = Damage("PACK003", "it cannot be unpacked: {reason}", _READER, _CUT)
+XZ_NO_END = Damage("PACK004", "the xz stream has no end", _READER, _CUT)
+ZIP_CRC = Damage("PACK005", "the CRC of the file in the zip is wrong", _UNPACKERS, _CUT)
+ZIP_NO_DIRECTORY = Damage("PACK006", "the zip has no central directory", _UNPACKERS, _CUT)
+ZIP_LARGE_DIRECTORY = Damage("PACK007", "the zip's directory is larger than 1 MiB", _UNPACKERS)
+ZIP_EMPTY = Damage("PACK008", "the zip holds no file", _UNPACKERS)
+ZIP_METHOD = Damage(
+    "PACK009", "the zip is encrypted or uses a method other than deflate", _UNPACKERS, _UNPACK
+)
+ZIP_NO_HEADER = Damage("PACK010", "no file header here", _UNPACKERS, _CUT)
 
 
 def recognize(reader: BoundedReader) -> str:
@@ -104,9 +123,9 @@ def _bz2(reader: BoundedReader, report: Callable[[int], None]) -> Iterator[bytes
                 yield from _drained(stream, data)
                 data = stream.unused_data if stream.eof else b""
     except OSError as error:
-        raise Damaged("bz2 stream", str(error), _CLOUDSTACK, _CUT) from None
+        raise Damaged(BROKEN, "bz2 stream", reason=str(error)) from None
     if started and not stream.eof:
-        raise Damaged(at(reader.size), "the bz2 stream has no end", _CLOUDSTACK, _CUT)
+        raise Damaged(NO_END, at(reader.size), kind="bz2")
 
 
 def _drained(stream: bz2.BZ2Decompressor | lzma.LZMADecompressor, data: bytes) -> Iterator[bytes]:
@@ -132,9 +151,9 @@ def _xz(reader: BoundedReader, report: Callable[[int], None]) -> Iterator[bytes]
         if "limit" in str(error):
             text = f"the xz takes more than {_mib(_XZ_MEMORY)} of memory to expand"
             raise Unsupported(text, "pack it with xz -9 or less") from None
-        raise Damaged("xz stream", str(error), _UNPACKERS, _CUT) from None
+        raise Damaged(BROKEN_XZ, "xz stream", reason=str(error)) from None
     if not stream.eof:
-        raise Damaged(at(reader.size), "the xz stream has no end", _UNPACKERS, _CUT)
+        raise Damaged(XZ_NO_END, at(reader.size))
 
 
 def _xz_stream() -> lzma.LZMADecompressor:
@@ -155,9 +174,9 @@ def _inflate(
                 yield stream.decompress(data, _STEP)
                 data = stream.unused_data if stream.eof else stream.unconsumed_tail
     except zlib.error as error:
-        raise Damaged("deflate stream", str(error), _CLOUDSTACK, _CUT) from None
+        raise Damaged(BROKEN, "deflate stream", reason=str(error)) from None
     if not stream.eof:
-        raise Damaged(at(end), "the deflate stream has no end", _CLOUDSTACK, _CUT)
+        raise Damaged(NO_END, at(end), kind="deflate")
 
 
 def _gz(reader: BoundedReader, report: Callable[[int], None]) -> Iterator[bytes]:
@@ -168,7 +187,7 @@ def _zst(reader: BoundedReader, report: Callable[[int], None]) -> Iterator[bytes
     try:
         yield from zstd_stream(_portions(reader, 0, reader.size, report), _STEP)
     except ValueError as error:
-        raise Damaged("zstd stream", str(error), _CLOUDSTACK, _CUT) from None
+        raise Damaged(BROKEN, "zstd stream", reason=str(error)) from None
 
 
 def _zip(reader: BoundedReader, report: Callable[[int], None]) -> Iterator[bytes]:
@@ -183,7 +202,7 @@ def _zip(reader: BoundedReader, report: Callable[[int], None]) -> Iterator[bytes
         total = zlib.crc32(data, total)
         yield data
     if total != crc:
-        raise Damaged(at(start), "the CRC of the file in the zip is wrong", _CLOUDSTACK, _CUT)
+        raise Damaged(ZIP_CRC, at(start))
 
 
 def _largest_member(reader: BoundedReader) -> tuple[int, int, int, int]:
@@ -192,22 +211,22 @@ def _largest_member(reader: BoundedReader) -> tuple[int, int, int, int]:
     tail = reader.read(tail_at, reader.size - tail_at)
     end = tail.rfind(b"PK\x05\x06")
     if end < 0 or len(tail) - end < 22:
-        raise Damaged(at(reader.size), "the zip has no central directory", _CLOUDSTACK, _CUT)
+        raise Damaged(ZIP_NO_DIRECTORY, at(reader.size))
     size, offset = struct.unpack_from("<II", tail, end + 12)
     if 0xFFFFFFFF in (size, offset) and end >= 20 and tail.startswith(b"PK\x06\x07", end - 20):
         (record,) = struct.unpack_from("<Q", tail, end - 12)
         size, offset = struct.unpack_from("<QQ", reader.read(record, 56), 40)
     if size > _STEP:
-        raise Damaged(at(offset), "the zip's directory is larger than 1 MiB", _CLOUDSTACK)
+        raise Damaged(ZIP_LARGE_DIRECTORY, at(offset))
     members = list(_members(reader.read(offset, size)))
     if not members:
-        raise Damaged(at(offset), "the zip holds no file", _CLOUDSTACK)
+        raise Damaged(ZIP_EMPTY, at(offset))
     _, flags, method, crc, length, header_at = max(members)
     if flags & 1 or method not in (0, 8):
-        raise Damaged(at(header_at), "the zip is encrypted or uses a method other than deflate", _CLOUDSTACK)
+        raise Damaged(ZIP_METHOD, at(header_at))
     head = reader.read(header_at, 30)
     if not head.startswith(b"PK\x03\x04"):
-        raise Damaged(at(header_at), "no file header here", _CLOUDSTACK, _CUT)
+        raise Damaged(ZIP_NO_HEADER, at(header_at))
     name, extra = struct.unpack_from("<HH", head, 26)
     return method, header_at + 30 + name + extra, length, crc
 

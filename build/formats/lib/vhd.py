@@ -14,7 +14,8 @@ from dataclasses import dataclass
 from typing import Literal, NamedTuple
 
 from build.formats.lib import pieces
-from build.formats.lib.findings import Damaged, at
+from build.formats.lib.findings import Damage, Damaged, Group, at
+from build.formats.lib.platforms import EVERY_IMPORTER, HYPERV, XENSERVER, Affected
 from build.formats.lib.reader import BoundedReader
 from build.formats.lib.words import read_words
 from build.formats.lib.writer import derive
@@ -35,6 +36,23 @@ TABLE = 1536
 
 _FOOTER = struct.Struct(">8sIIQI4sI4sQQHBBII16sBB426x")
 _HEADER = struct.Struct(">8sQQIIII16sII512s192s256x")
+
+GROUP = Group(
+    "VHD",
+    "VHD",
+    "Microsoft, Virtual Hard Disk Image Format Specification 1.0; libvhd of XenServer's blktap; QEMU, vpc.c",
+)
+_TEMPLATES = (Affected("importer", case="of templates"),)
+_WHOLE = "export it as one whole disk"
+SHORT_FIXED = Damage("VHD001", "a fixed VHD of {size} bytes has {data} bytes of data")
+NEEDS_PARENT = Damage("VHD002", "this VHD needs its parent disk{parent}", _TEMPLATES, _WHOLE)
+UNKNOWN_TYPE = Damage("VHD003", "this VHD has the unknown type {type}", _TEMPLATES, _WHOLE)
+NO_FOOTER = Damage("VHD004", "no VHD footer here", (XENSERVER, HYPERV))
+NO_HEADER = Damage("VHD005", "no dynamic header (cxsparse) here")
+BLOCK_SIZE = Damage("VHD006", "block size {size} is not a power of two from 512 bytes to 256 MiB")
+FEW_ENTRIES = Damage("VHD007", "{count} table entries for a disk of {needed} blocks")
+MANY_BLOCKS = Damage("VHD008", "{count} blocks are more than any importer takes", (EVERY_IMPORTER,))
+
 CREATORS = {"xen": (b"tap\0", 0x00010003, b"\0\0\0\0"), "hyperv": (b"win ", 0x00060003, b"Wi2k")}
 
 
@@ -171,26 +189,15 @@ class VhdDisk:
         self.bat: array[int] = array("I")
         if self.footer.type == 2:
             if self.size > self.footer_at:
-                raise Damaged(
-                    at(self.footer_at + 48),
-                    f"a fixed VHD of {self.size} bytes has {self.footer_at} bytes of data",
-                )
+                raise Damaged(SHORT_FIXED, at(self.footer_at + 48), size=self.size, data=self.footer_at)
         elif self.footer.type == 3:
             self.header = read_header(self.reader, self.footer.data_offset)
             self.bat = _read_bat(self.reader, self.header, self.footer)
             self.bitmap_size = -(-self.header.block_size // SECTOR // 8 // SECTOR) * SECTOR
+        elif self.footer.type == 4:
+            raise Damaged(NEEDS_PARENT, at(self.footer_at + 60), parent=self._parent())
         else:
-            kind = (
-                f"needs its parent disk{self._parent()}"
-                if self.footer.type == 4
-                else f"has the unknown type {self.footer.type}"
-            )
-            raise Damaged(
-                at(self.footer_at + 60),
-                f"this VHD {kind}",
-                "every importer of templates",
-                "export it as one whole disk",
-            )
+            raise Damaged(UNKNOWN_TYPE, at(self.footer_at + 60), type=self.footer.type)
 
     def _parent(self) -> str:
         """The parent's name as the dynamic header has it, in words."""
@@ -260,7 +267,7 @@ def read_footer(reader: BoundedReader) -> tuple[Footer, int]:
     raw = reader.read(0, 512)
     if raw.startswith(b"conectix"):
         return Footer(*_FOOTER.unpack(raw)), reader.size
-    raise Damaged(at(max(reader.size - 512, 0)), "no VHD footer here", "XenServer, Hyper-V")
+    raise Damaged(NO_FOOTER, at(max(reader.size - 512, 0)))
 
 
 def buried_footer(reader: BoundedReader) -> int:
@@ -284,23 +291,17 @@ def read_header(reader: BoundedReader, offset: int) -> Header:
     """The dynamic header; Damaged when no reader could go on from it."""
     header = Header(*_HEADER.unpack(reader.read(offset, 1024)))
     if header.cookie != b"cxsparse":
-        raise Damaged(at(offset), "no dynamic header (cxsparse) here")
+        raise Damaged(NO_HEADER, at(offset))
     size = header.block_size
     if size < SECTOR or size & (size - 1) or size > 256 << 20:
-        raise Damaged(at(offset + 32), f"block size {size} is not a power of two from 512 bytes to 256 MiB")
+        raise Damaged(BLOCK_SIZE, at(offset + 32), size=size)
     return header
 
 
 def _read_bat(reader: BoundedReader, header: Header, footer: Footer) -> array[int]:
     needed = -(-footer.current_size // header.block_size)
     if header.entries < needed:
-        raise Damaged(
-            at(footer.data_offset + 28),
-            f"{header.entries} table entries for a disk of {needed} blocks",
-            "every reader",
-        )
+        raise Damaged(FEW_ENTRIES, at(footer.data_offset + 28), count=header.entries, needed=needed)
     if needed > MOST_BLOCKS:
-        raise Damaged(
-            at(footer.data_offset + 28), f"{needed} blocks are more than any importer takes", "every importer"
-        )
+        raise Damaged(MANY_BLOCKS, at(footer.data_offset + 28), count=needed)
     return read_words("I", reader.read(header.table_offset, needed * 4), "big")
