@@ -191,17 +191,27 @@ convert = Collection("convert", convert_all, *map(convert_to, (*FORMATS, *FAMILI
 @task(
     positional=["file"],
     help={
-        "file": "Any image file.",
+        "file": "Any image file; with --explain the code of a finding.",
         "for": f"Say what this place would refuse: {', '.join(PLACES)} (several: a,b).",
         "disk": "Which disk of it is looked at, where it holds several (default: 1).",
         "content": "Print the SHA-256 of what a guest would see, too.",
+        "explain": "Say what a code means instead (docs/findings.md): inv inspect --explain OVA009.",
         "json": JSON,
     },
 )
 def inspect(
-    c: HostContext, file: str, for_: str = "", disk: str = "", content: bool = False, json: bool = False
+    c: HostContext,
+    file: str,
+    for_: str = "",
+    disk: str = "",
+    content: bool = False,
+    explain: bool = False,
+    json: bool = False,
 ) -> None:
     """Say what an image file is, of any maker, and which hypervisor would refuse it and why."""
+    if explain:
+        print(verbs.inspect.explain(file))
+        return
     verbs.inspect.inspect(pipeline.of(c), file, for_, disk, content, json)
 
 

@@ -144,7 +144,7 @@ grep -rs . /proc/sys/kernel/panic /proc/sys/kernel/printk /proc/sys/kernel/sysrq
     /proc/sys/vm/panic_on_oom /proc/sys/vm/vfs_cache_pressure /proc/sys/vm/min_free_kbytes \\
     /proc/sys/net/ipv4/ip_forward /proc/sys/net/ipv4/conf/all /proc/sys/net/ipv6/conf/all
 stat -c '%n %a %u %g' /dev/null /dev/tty /dev/urandom
-cat /proc/modules /proc/swaps
+cat /proc/swaps
 """
 
 

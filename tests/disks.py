@@ -11,12 +11,15 @@ from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import pytest
+from _pytest.raises import RaisesExc
+
 from build import wire
 from build.agent.verbs import convert
 from build.engine.options import Options
 from build.formats import FORMATS, KINDS
 from build.formats.lib.errors import Unsupported
-from build.formats.lib.findings import Code, Finding, collect
+from build.formats.lib.findings import Code, Damaged, Finding, collect
 from build.formats.lib.format import Format
 from build.formats.lib.pieces import Disk
 from build.formats.lib.reader import BoundedReader
@@ -180,6 +183,11 @@ def lint(path: Path, kind: str) -> list[Finding]:
     """What our linter says of a file."""
     with opened(path) as reader:
         return collect(KINDS[kind].lint(reader))
+
+
+def damaged(code: Code) -> RaisesExc[Damaged]:
+    """Expect that the reading ends for this reason."""
+    return pytest.raises(Damaged, check=lambda error: error.finding.code is code)
 
 
 def errors(path: Path, kind: str) -> list[Code]:

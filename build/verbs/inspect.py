@@ -8,6 +8,7 @@ from difflib import get_close_matches
 from pathlib import Path
 
 from build import wire
+from build.engine import findings
 from build.engine.errors import BuildError
 from build.engine.pipeline import Build
 from build.formats.lib.places import PLACES, Place, Seen, is_affected, refusals
@@ -87,6 +88,11 @@ def chosen(text: str) -> list[Place]:
             hint = f"did you mean {close[0]!r}? " if close else ""
             raise BuildError(f"unknown place {name!r}", f"{hint}known places: {', '.join(PLACES)}")
     return [PLACES[name] for name in dict.fromkeys(names)]
+
+
+def explain(code: str) -> str:
+    """Return what a code of a finding means; raises BuildError for an unknown one."""
+    return findings.explain(code)
 
 
 def inspect(build: Build, file: str, places: str, disk: str, content: bool, json: bool) -> None:

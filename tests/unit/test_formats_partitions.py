@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 
 from build.formats.lib import partitions
-from build.formats.lib.findings import Code, Damaged, Finding, collect
+from build.formats.lib.findings import Code, Finding, collect
 from build.formats.lib.platforms import EVERY_HYPERVISOR
 from build.formats.raw import RawDisk
-from tests.disks import MIB, opened, partition, patch
+from tests.disks import MIB, damaged, opened, partition, patch
 
 SIZE = 16 * MIB
 
@@ -148,5 +148,5 @@ def test_what_convert_refuses(disk: Path) -> None:
         partitions.refuse(RawDisk(reader))
     with open(disk, "r+b") as file:
         file.truncate(SIZE // 2)
-    with opened(disk) as reader, pytest.raises(Damaged, match="cut off"):
+    with opened(disk) as reader, damaged(partitions.CUT_OFF):
         partitions.refuse(RawDisk(reader))

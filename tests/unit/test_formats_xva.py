@@ -14,13 +14,14 @@ from typing import Any
 import pytest
 
 from build import wire
+from build.agent.events import Failure
 from build.agent.verbs import inspect
 from build.formats import recognize, xva
 from build.formats.lib.findings import Code, Damaged, collect
 from build.formats.lib.pieces import sha256
 from build.formats.lib.reader import BoundedReader
 from build.formats.lib.tar import member_header
-from tests.disks import MIB, chunk, content, opened, usual
+from tests.disks import MIB, ask, chunk, content, damaged, opened, usual
 
 Chunks = Sequence[tuple[str, bytes]]
 
@@ -209,7 +210,7 @@ def test_a_disk_without_its_end_is_not_read_as_if_it_were_zeros(tmp_path: Path) 
     with opened(path) as reader:
         read = xva.read(reader)
         assert read.piece(0) == GOOD[:MIB] + bytes(MIB)
-        with pytest.raises(Damaged, match="cut off"):
+        with damaged(xva.CUT_OFF):
             read.piece(1)
 
 
@@ -297,3 +298,19 @@ def test_reading_by_pieces_is_reading_all(disk: bytes, tmp_path: Path) -> None:
         assert sha256(read) == hashlib.sha256(disk).hexdigest()
         assert read.piece(1) is None  # it holds no chunk of it
         assert read.facts()["VM"] == "router"
+
+
+def test_a_disk_that_is_whole_is_converted_beside_one_that_is_cut_off(tmp_path: Path) -> None:
+    path = export(
+        tmp_path / "vm.xva",
+        described({"Ref:5": len(GOOD), "Ref:6": len(GOOD)}),
+        [*chunks("Ref:5", GOOD), *chunks("Ref:6", GOOD)[:-2]],
+    )
+    rows = [{"name": "raw", "kind": "raw", "file": "x.raw"}]
+    ask(path, tmp_path / "out", rows, foreign=True)
+    assert (tmp_path / "out/x.raw").read_bytes() == GOOD
+    with pytest.raises(Failure) as failure:
+        ask(path, tmp_path / "second", rows, foreign=True, disk=2)
+    assert failure.value.details["code"] == xva.CUT_OFF.id
+    (cut,) = (finding for finding in look(path)["findings"] if finding["lossy"])
+    assert (cut["code"], cut["disk"]) == (xva.CUT_OFF.id, 2)
