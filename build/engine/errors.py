@@ -17,6 +17,9 @@ class BuildError(Exit):
     said in it is printable by then.
     """
 
+    names_host = False
+    """Whether it says itself which host it is about."""
+
     def __init__(self, what: str, hint: str = "", code: int = 1) -> None:
         self.what = what
         self.hint = hint
@@ -25,8 +28,14 @@ class BuildError(Exit):
 
     def on(self, host: str, image: str = "") -> BuildError:
         """The same for work on a host (empty: here) with --image: it names the host, its hint leads there."""
-        what = self.what if not host or host in self.what else f"{host}: {self.what}"
+        what = f"{host}: {self.what}" if host and not self.names_host else self.what
         return BuildError(what, again(self.hint, host, image), self.code)
+
+
+class HostError(BuildError):
+    """One that says itself which host it is about."""
+
+    names_host = True
 
 
 def again(text: str, host: str, image: str = "") -> str:

@@ -14,7 +14,7 @@ from invoke import Call, Config, Context, Executor, Exit, Program
 
 from build.engine import command_line
 from build.engine.console import Console
-from build.engine.errors import BuildError
+from build.engine.errors import BuildError, HostError
 from build.engine.hosts.host import Host
 from build.engine.hosts.ssh import connect, is_cut
 
@@ -162,7 +162,7 @@ class HostExecutor(Executor):
         except Exception as error:
             if not name or not is_cut(error):
                 raise
-            raise BuildError(
+            raise HostError(
                 f"the connection to {name} was cut", "run it again: finished layers are kept"
             ) from None
 

@@ -60,6 +60,14 @@ class NearlyRight(ValueError):
         self.hint = hint
 
 
+class Conflict(ValueError):
+    """Settings that do not go together: why, and their keys."""
+
+    def __init__(self, text: str, *keys: str) -> None:
+        super().__init__(text)
+        self.keys = keys
+
+
 def _named(pattern: str, what: str) -> AfterValidator:
     """Take only text that matches; `what` follows it in the error."""
 
@@ -309,15 +317,19 @@ class Settings(Part):
     @model_validator(mode="after")
     def _check_together(self) -> Settings:
         if (self.suite, self.arch) not in KERNELS:
-            raise ValueError(f"{self.suite} has no kernel for {self.arch}; use suite bookworm or arch amd64")
+            text = f"{self.suite} has no kernel for {self.arch}; use suite bookworm or arch amd64"
+            raise Conflict(text, "suite", "arch")
         if self.arch == "i386" and "uefi" in self.firmware:
-            raise ValueError("i386 boots under BIOS only; leave uefi out of firmware")
+            raise Conflict("i386 boots under BIOS only; leave uefi out of firmware", "arch", "firmware")
         if self.snapshot and self.snapshot not in self.debian_mirror:
-            raise ValueError("a snapshot needs a debian_mirror with {snapshot} in its URL")
+            text = "a snapshot needs a debian_mirror with {snapshot} in its URL"
+            raise Conflict(text, "snapshot", "debian_mirror")
         if self.imageloc and self.mountpoint and self.imageloc.startswith(self.mountpoint + "/"):
-            raise ValueError("imageloc lies below mountpoint, where it would be hidden")
+            text = "imageloc lies below mountpoint, where it would be hidden"
+            raise Conflict(text, "imageloc", "mountpoint")
         if self.password.get_secret_value() and self.password_hash.get_secret_value():
-            raise ValueError("password and password_hash are both set; leave one of them empty")
+            text = "password and password_hash are both set; leave one of them empty"
+            raise Conflict(text, *SECRETS)
         return self
 
     def shown(self) -> dict[str, Any]:
@@ -534,15 +546,14 @@ def _explain(error: ValidationError, origins: Mapping[str, str]) -> BuildError:
         plain = isinstance(got, str | int | float) and not {*SECRETS, "auth_pass"} & {*path}
         shown = f" (got {got!r})" if plain and repr(got) not in message and len(repr(got)) < 60 else ""
         key = ".".join(part for part in path if not part.isdigit())
-        parts = (where or _mentioned(message, origins), "" if where.endswith(key) else key, message + shown)
+        where = where or _origins(problem.get("ctx", {}).get("error"), origins)
+        parts = (where, "" if where.endswith(key) else key, message + shown)
         lines.append(": ".join(part for part in parts if part))
     hint = "; ".join(hints) or "correct it; .env.example tells every key and its meaning"
     return BuildError("\n       ".join(lines), hint)
 
 
-def _mentioned(message: str, origins: Mapping[str, str]) -> str:
-    """Say where those keys were set that a message about several of them mentions."""
-    words = re.findall(r"[a-z_]+", message)
-    return ", ".join(
-        dict.fromkeys(origins[word] for word in words if origins.get(word, "default") != "default")
-    )
+def _origins(error: object, origins: Mapping[str, str]) -> str:
+    """Say where the keys of a conflict were set."""
+    keys = error.keys if isinstance(error, Conflict) else ()
+    return ", ".join(dict.fromkeys(origins[key] for key in keys if origins[key] != "default"))

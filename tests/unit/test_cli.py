@@ -17,7 +17,7 @@ from invoke import Context, Program
 
 from build import verbs
 from build.engine import pipeline, remote
-from build.engine.errors import BuildError
+from build.engine.errors import BuildError, HostError
 from build.engine.remote import Flags, HostContext
 
 CHECKOUT = Path(__file__).resolve().parents[2]
@@ -122,7 +122,7 @@ def connection(answer: Answer, fail: str) -> Callable[..., Any]:
     def connect(name: str, config: Any) -> Iterator[Context]:
         answer.opened.append(name)
         if name and name == fail:
-            raise BuildError(f"cannot reach build host {name!r}", f"try: ssh {name} true")
+            raise HostError(f"cannot reach build host {name!r}", f"try: ssh {name} true")
         yield Context(config.clone())
 
     return connect

@@ -9,7 +9,7 @@ import tarfile
 import pytest
 
 from build.engine.console import Console, size
-from build.engine.errors import BuildError
+from build.engine.errors import BuildError, HostError
 from build.engine.hosts import host, session
 from build.engine.password import crypt
 
@@ -83,7 +83,8 @@ def test_sizes_read_well(count: int, text: str) -> None:
 def test_errors_on_a_host_name_it_and_lead_there() -> None:
     told = BuildError("there is no image", "run: inv build").on("bh")
     assert (told.what, told.hint) == ("bh: there is no image", "run: inv -H bh build")
-    assert BuildError("cannot reach bh", "try: ssh bh true", 7).on("bh").message.count("bh") == 2
+    assert HostError("cannot reach bh", "try: ssh bh true", 7).on("bh").message.count("bh") == 2
+    assert BuildError("there is no image").on("e").what == "e: there is no image", "a name may be any word"
     assert BuildError("x", code=7).on("bh").code == 7
 
 

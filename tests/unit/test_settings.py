@@ -533,6 +533,9 @@ def test_a_list_that_is_replaced_takes_its_lines_along(load: Load) -> None:
 def test_keys_that_do_not_go_together_say_where_each_was_set(load: Load) -> None:
     told = refused(load, "suite: trixie\n", "arch=i386")
     assert told.split("/")[-1].startswith("image.yaml:1, --set arch: trixie has no kernel for i386")
+    told = refused(load, "suite: bookworm\nfirmware: [uefi]\n", "arch=i386")  # its text does not name arch
+    assert told.startswith("--set arch, ")
+    assert "image.yaml:2: i386 boots under BIOS only" in told
 
 
 def test_a_secret_is_in_no_message_and_no_listing(load: Load) -> None:

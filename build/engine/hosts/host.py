@@ -28,7 +28,7 @@ from invoke.exceptions import ThreadException
 from build import wire
 from build.engine import compressors, prompt
 from build.engine.console import Console
-from build.engine.errors import BuildError
+from build.engine.errors import BuildError, HostError
 from build.engine.hosts import probe
 from build.engine.hosts.session import OnEvent, Session
 
@@ -91,7 +91,7 @@ class Host:
             last = (result.stderr or result.stdout).strip().splitlines()[-1:] or [
                 f"exit status {result.exited}"
             ]
-            raise BuildError(
+            raise HostError(
                 f"{self.name or 'this host'}: {last[0]}", f"it was: {command.splitlines()[0][:120]}"
             )
         return str(result.stdout)
@@ -138,7 +138,7 @@ class Host:
         except OSError as error:
             channel.close()
             what = f"{self.name}: cannot put files into /var/tmp: {error}"
-            raise BuildError(what, "make room there") from None
+            raise HostError(what, "make room there") from None
         try:
             yield Lent(folder, channel.close)
         finally:
@@ -241,7 +241,7 @@ class Host:
         ground = told(self.run(shlex.join(["exec", "sh", "-c", script, "sh", *names])))
         if tuple(ground.get("version", ())) < (3, 11):
             found = ".".join(map(str, ground.get("version", ())))
-            raise BuildError(
+            raise HostError(
                 f"{self.name} has {f'Python {found}' if found else 'no python3'}, but needs 3.11 or newer",
                 "use a Debian 12 or 13 build host",
             )
@@ -274,7 +274,7 @@ class Host:
         python = ".".join(map(str, ground["version"][:2]))
         what = f"{self.name}: no compressors for its Python {python} on {ground['machine']}"
         if not (asked := compressors.asked(ground)):
-            raise BuildError(what, "use a Debian 12 or 13 build host")
+            raise HostError(what, "use a Debian 12 or 13 build host")
         try:
             STOCK.mkdir(exist_ok=True)
             with tempfile.TemporaryDirectory(dir=STOCK, prefix=".part-") as aside:
@@ -284,7 +284,7 @@ class Host:
                 line = shlex.join([sys.executable, "-I", "-m", "pip", *words])
                 done = self.context.local(line, hide=True, warn=True, in_stream=False)
                 if not done.ok:
-                    raise BuildError(
+                    raise HostError(
                         f"{what}: {compressors.reason(done.stderr)}",
                         "they are fetched once: go online, or name an index in PIP_INDEX_URL, "
                         "a proxy in PIP_PROXY",
@@ -295,7 +295,7 @@ class Host:
                     wheel.replace(folder / wheel.name)
             return files
         except OSError as error:
-            raise BuildError(f"{what}: {STOCK}: {error.strerror}", "check its owner and space") from None
+            raise HostError(f"{what}: {STOCK}: {error.strerror}", "check its owner and space") from None
 
     def _bring(self, kind: str, files: Files) -> str:
         """Put a pack into its folder on a remote host unless it is there, whole; answers the folder."""
@@ -307,7 +307,7 @@ class Host:
         answer = told(said)
         if "path" not in answer:
             last = (said.strip().splitlines() or [f"exit status {status}"])[-1]
-            raise BuildError(
+            raise HostError(
                 f"{self.name}: cannot keep the {kind} there: {answer.get('what', last)}",
                 answer.get("hint", "make room there"),
             )
@@ -335,7 +335,7 @@ class Host:
             what = (
                 "the sudo password is wrong" if wrong else (said.strip().splitlines() or ["sudo refuses"])[-1]
             )
-            raise BuildError(
+            raise HostError(
                 f"{what} ({ground['user']} on {self.name})", "run it again; with --rootless it builds without"
             )
         return Sudo(("sudo", "-k", "-S", "-p", PROMPT, "--"), asked)

@@ -16,7 +16,7 @@ from invoke.exceptions import ThreadException
 
 from build import wire
 from build.agent import ending
-from build.engine.errors import BuildError
+from build.engine.errors import BuildError, HostError
 
 BEAT = 2.0
 """Seconds between two signs of life to the agent; it gives up after 10 without one."""
@@ -76,7 +76,7 @@ class Session:
     def gone(self) -> BuildError:
         """What is to be said when the host is out of reach all at once."""
         what = f"heartbeat of {self.name} timed out after {HEARTBEAT_TIMEOUT:.0f} s: the network is lost"
-        return BuildError(
+        return HostError(
             what if self._lost_touch() else f"the connection to {self.name or 'the agent'} was cut",
             "run it again; what it did there has ended, and finished layers are kept",
         )
@@ -128,13 +128,13 @@ def loss(name: str, said: Sequence[str], sign: str) -> BuildError:
     last = next((line for line in reversed(said) if line.strip()), "")
     if unreadable := re.search(r"can't open file '(.*)': \[Errno 13\]", last):
         # It was there for the user a moment ago: his home is on a file system where root is nobody.
-        return BuildError(
+        return HostError(
             f"root may not read {unreadable[1]} on {name}", "log in as root, or build without: --rootless"
         )
     again = "run it again; finished layers are kept"
     told = f"it was ended by {sign}" if sign else last or "it ended without a word"
     memory = "the kernel does that where memory is short, and says so in dmesg; " if sign == "SIGKILL" else ""
-    return BuildError(f"the agent on {name or 'this machine'} was lost: {told}", f"{memory}{again}")
+    return HostError(f"the agent on {name or 'this machine'} was lost: {told}", f"{memory}{again}")
 
 
 def explain(event: Event, debug: bool) -> BuildError:

@@ -16,7 +16,7 @@ from invoke import Config, Context
 from invoke.exceptions import ThreadException
 
 from build.engine import prompt
-from build.engine.errors import BuildError
+from build.engine.errors import BuildError, HostError
 from build.engine.hosts import address, knownhosts
 from build.engine.hosts.address import Address, Destination
 from build.engine.hosts.host import Host
@@ -93,7 +93,7 @@ def _open(
         if unlocked is None and (unlocked := _unlock(locked)):
             return _open(destination, jumps, config, stack, hops, unlocked)
         keys = ", ".join(map(str, found.keys)) or "no key file"
-        raise BuildError(
+        raise _kind(hops)(
             f"{_what(destination, hops)}: permission denied (publickey) for {found.user} with {keys}, "
             f"keys of the agent ({error})",
             f"unlock {locked[0]}: ssh-add {locked[0]}"
@@ -102,7 +102,7 @@ def _open(
         ) from None
     except (OSError, EOFError, SSHException) as error:
         reason = str(error) or type(error).__name__
-        raise BuildError(
+        raise _kind(hops)(
             f"cannot reach {_what(destination, hops)}: {reason}",
             f"try: ssh {shlex.join(destination.words)} true",
         ) from None
@@ -188,7 +188,9 @@ def is_cut(error: Exception) -> bool:
     """Whether this is how libraries say that a connection is no more."""
     from paramiko import SSHException
 
-    return isinstance(error, SSHException | EOFError | ThreadException) or str(error) == "Socket is closed"
+    # An operating system's error has a number; that of Paramiko's closed channel has none.
+    closed = type(error) is OSError and error.errno is None
+    return closed or isinstance(error, SSHException | EOFError | ThreadException)
 
 
 class HostKeyPolicy:
@@ -211,12 +213,12 @@ class HostKeyPolicy:
         what = f"the host key of {_what(self.destination, int(self.hop))} ({found.known_as})"
         mark = f"it shows {key.get_name()} {knownhosts.fingerprint(shown)}"
         if verdict == "revoked":
-            raise BuildError(
+            raise _kind(self.hop)(
                 f"{what} is revoked by {lines[0].file} line {lines[0].line}; {mark}", "ask who runs it"
             )
         if verdict == "changed":
             forget = shlex.join(["ssh-keygen", "-f", lines[0].file, "-R", found.known_as])
-            raise BuildError(
+            raise _kind(self.hop)(
                 f"{what} does not match line {lines[0].line} of {lines[0].file}; {mark}",
                 f"if it was changed on purpose: {forget}, then make the new one known",
             )
@@ -226,13 +228,18 @@ class HostKeyPolicy:
         if found.jumps or found.proxy or found.alias:
             # ssh-keyscan goes straight there and writes the address.
             scan = shlex.join(["echo", f"{found.known_as} {key.get_name()} {key.get_base64()}"])
-        raise BuildError(
+        raise _kind(self.hop)(
             f"{what} was not found in known_hosts; {mark}", f"compare that, then: {scan} >> {file}"
         )
 
 
 def _names(found: Address) -> list[str]:
     return list(dict.fromkeys([found.known_as, found.alias or found.host]))
+
+
+def _kind(hops: int) -> type[BuildError]:
+    """What names a build host names it for people; a jump host is not the one that was asked for."""
+    return BuildError if hops else HostError
 
 
 def _what(destination: Destination, hops: int) -> str:
