@@ -107,7 +107,9 @@ NO_TITLE = Code("VMDK021", "error", "the descriptor does not begin with its titl
 NO_CONTENT_ID = Code("VMDK022", "error", "the descriptor has no content id", _ESXI, "write a CID")
 NO_TYPE = Code("VMDK023", "error", "the descriptor has no createType", _ESXI, "write streamOptimized")
 OTHER_TYPE = Code("VMDK024", "error", "the createType is {said}", _ESXI, "write streamOptimized")
-NEEDS_PARENT = Code("VMDK025", "error", "the disk needs a parent disk", _ESXI, "export it as one whole disk")
+NEEDS_PARENT = Code(
+    "VMDK025", "error", "the disk needs a parent disk", _ESXI, "export it as one whole disk", lossy=True
+)
 NO_EXTENT = Code(
     "VMDK026", "error", "the descriptor names no extent, the disk has {capacity} sectors", _ESXI, _AGAIN
 )

@@ -9,9 +9,10 @@ from pathlib import Path
 
 import pytest
 
+from build.agent.events import Failure
 from build.formats import vmdk
 from build.formats.lib.findings import Code
-from tests.disks import MIB, errors, lint, make, one, patch, usual
+from tests.disks import MIB, ask, errors, lint, make, one, patch, usual
 
 
 @pytest.fixture
@@ -158,3 +159,11 @@ def test_adapters(adapter: str, written: str, tmp_path: Path) -> None:
     assert f'ddb.adapterType = "{written}"'.encode() in (tmp_path / "vmdk.vmdk").read_bytes()
     warned = any(finding.code == vmdk.IDE for finding in lint(tmp_path / "vmdk.vmdk", "vmdk"))
     assert warned == (adapter == "ide")
+
+
+def test_a_disk_that_needs_its_parent_is_not_converted(file: Path, tmp_path: Path) -> None:
+    """What its parent holds would read as zeros."""
+    patch(file, file.read_bytes().index(b"parentCID=ffffffff") + 10, b"12345678")
+    with pytest.raises(Failure) as failure:
+        ask(file, tmp_path / "out", [{"name": "raw", "kind": "raw", "file": "x.raw"}], foreign=True)
+    assert failure.value.details["code"] == vmdk.NEEDS_PARENT.id
