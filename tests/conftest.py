@@ -14,6 +14,7 @@ from collections.abc import Generator
 from pathlib import Path
 from typing import Any, NoReturn
 
+import hypothesis
 import pytest
 from xdist.remote import Producer
 
@@ -37,8 +38,12 @@ def pytest_addoption(parser: pytest.Parser) -> None:
 
 
 def pytest_configure(config: pytest.Config) -> None:
-    """Measure each test."""
+    """Measure each test, and let none of Hypothesis' examples fail because the machine is busy."""
     clock.register(config)
+    hypothesis.settings.register_profile(
+        "tests", deadline=None, suppress_health_check=[hypothesis.HealthCheck.too_slow]
+    )
+    hypothesis.settings.load_profile("tests")
 
 
 @pytest.hookimpl(trylast=True)
