@@ -21,7 +21,7 @@ from build.agent.events import Failure
 from build.agent.guest import media
 from build.agent.verbs import inspect
 from build.formats import vmdk
-from build.formats.lib import manifest
+from build.formats.lib import manifest, partitions, pieces
 from build.formats.lib.errors import Unsupported
 from build.formats.lib.findings import NOT_LOOKED_INTO
 from build.formats.lib.inner import NOT_EXPANDED, Inner
@@ -285,6 +285,22 @@ def test_the_name_of_another_disk_hides_no_loss(other: str, made: dict[str, byte
     assert list((tmp_path / "out").glob("*")) == []
     ask(path, tmp_path / "out", rows, foreign=True, disk=2)
     assert {finding["disk"] for finding in look(path)["findings"] if finding["lossy"]} == {1}
+
+
+def test_what_is_lost_of_one_disk_hides_nothing_of_another(made: dict[str, bytes], tmp_path: Path) -> None:
+    """The table of the first says that the disk was larger; convert writes no such file, its writer does."""
+    cut = usual(tmp_path / "large.img", 12 * MIB).read_bytes()[: 10 * MIB]
+    with open(tmp_path / "a.vmdk", "w+b") as file:
+        writer = vmdk.VmdkWriter(file, len(cut), "a.vmdk")
+        for number in range(5):
+            piece = cut[number * 2 * MIB : (number + 1) * 2 * MIB]
+            units = [unit and writer.codec.compress(unit) for unit in pieces.units(piece)]
+            writer.add(number, piece, {writer.codec: units})
+        writer.close("x")
+    files = {"a.vmdk": (tmp_path / "a.vmdk").read_bytes(), "b.vmdk": b"XXXX" + made["vmdk"][4:]}
+    told = look(ova(tmp_path / "vm.ova", files, dict.fromkeys(files, "")))
+    lossy = {(row["code"], row["disk"]) for row in told["findings"] if row["lossy"]}
+    assert lossy == {(partitions.CUT_OFF.id, 1), (vmdk.NO_HEADER.id, 2)}
 
 
 def test_a_loss_hides_behind_no_crowd_of_other_faults(made: dict[str, bytes], tmp_path: Path) -> None:

@@ -58,10 +58,10 @@ class Report:
     facts: dict[str, str] = field(default_factory=dict)
     sha256: str | None = None
 
-    @property
-    def is_lossy(self) -> bool:
-        """Whether data is missing or wrong, which explains whatever is found after it."""
-        return any(finding.lossy for finding in self.findings)
+    def is_lossy(self, disk: Which | None = None) -> bool:
+        """Whether data of a disk is missing or wrong, which explains whatever is found of it after that."""
+        about = (None, disk[0]) if disk else (None,)
+        return any(finding.lossy and finding.disk in about for finding in self.findings)
 
     def add(self, found: Sequence[Finding], disk: Which | None = None) -> None:
         """Findings that are not known yet; `disk`: of one of an archive."""
@@ -82,7 +82,7 @@ def _look(file: Image, request: wire.Inspect, emit: Emit) -> Report:
         _look_inside(file, disks, request, emit, report)
     else:
         _look_at(file, request, report)
-    if not report.is_lossy:
+    if not any(finding.lossy for finding in report.findings):
         report.add(collect(names.lint(file.name, file.kind)))
     return report
 
@@ -95,14 +95,14 @@ def _look_at(found: Image, request: wire.Inspect, report: Report, disk: Which | 
         report.facts |= read.facts()
         if found.kind is not raw.KIND:
             told = collect(partitions.lint(read))
-            report.add([finding for finding in told if not (finding.lossy and report.is_lossy)], disk)
+            report.add([finding for finding in told if not (finding.lossy and report.is_lossy(disk))], disk)
         limit = request.limit or media.LIMIT
         if request.content and read.size <= limit:
             report.sha256 = pieces.sha256(found.kind.read(found.reader))
         elif request.content:
             report.add([Finding(NOT_HASHED, "content", gib=limit >> 30)], disk)
     except Damaged as damage:
-        if not report.is_lossy:
+        if not report.is_lossy(disk):
             report.add([damage.finding], disk)
 
 
