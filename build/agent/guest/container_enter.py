@@ -32,7 +32,6 @@ def _join(pid: str) -> None:
         enter.call("setns", space, 0)
     os.fchdir(root)
     os.chroot(".")
-    os.chdir("/")
 
 
 def _become(command: Sequence[str]) -> NoReturn:
