@@ -160,7 +160,9 @@ def main(location: str, image: str, mode: str, work: str) -> None:
 
     async def stay() -> None:
         async with container.running(spec, Path(work), "child", lambda _line, _ended: None) as guest:
-            print(guest.inside, guest.outside, await guest.settled(), flush=True)
+            state = await guest.settled()
+            await guest.plug(Nic(), 1)  # from outside, which a user may, too
+            print(guest.inside, guest.outside, state, flush=True)
             await asyncio.to_thread(sys.stdin.read)
 
     try:
