@@ -151,6 +151,9 @@ def furnish() -> None:
     for node in NODES:
         os.mknod(f"/dev/{node}")
         mount(f"dev/{node}", f"/dev/{node}", flags=BIND)
+        # The machine's own: read-only, its mode and owner stay, and what is written to it goes where it went.
+        inherited = os.statvfs(f"/dev/{node}").f_flag & INHERITED
+        mount("", f"/dev/{node}", flags=REMOUNT | BIND | RDONLY | NOSUID | NOEXEC | inherited)
     for name, target in LINKS.items():
         os.symlink(target, f"/dev/{name}")
     os.mkdir("/dev/shm")

@@ -71,6 +71,8 @@ my %attempts = (
     hostname => sub { again("/proc/sys/kernel/hostname") },
     sysfs => sub { again("/sys/kernel/rcu_normal") },
     mem => sub { open(my $file, "<", "/dev/mem") },
+    node => sub { chmod((stat "/dev/null")[2] & 07777, "/dev/null") }, # to what it is
+    owner => sub { chown(0, 0, "/dev/zero") },
     mknod => sub {
         my $node = "/node";
         my $made = call(133, $node, 060600, 0x7ff);
@@ -269,6 +271,7 @@ def test_the_attempts_get_out_of_a_plain_chroot(
     assert {
         *("sysctl", "hostname", "mknod", "reboot", "processes", "signal", "ptrace", "network", "abstract"),
         *("climb", "roots", "write", "descriptor", "mount", "remount_proc", "unmount_sys", "join", "handle"),
+        *("node", "owner"),
     } <= got_out
     assert (outside.folder / "open/written").read_text() == "x"
     (outside.folder / "open/written").unlink()
