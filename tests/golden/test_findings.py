@@ -27,7 +27,16 @@ BEHAVIOUR = ("formats_*", "repair", "places")
 """Unit tests of what inspect, repair and convert do."""
 ELSEWHERE = {"formats_convert", "formats_outer", "formats_round_trip", "formats_tar", "formats_words"}
 """Those where nothing is decided by a finding."""
-SLOW = ("whole_gib", "read_forward", "16_tib", "broken_files", "cut_off_files", "noise", "fuzzed")
+SLOW = (
+    "in_circles",
+    "whole_gib",
+    "read_forward",
+    "16_tib",
+    "broken_files",
+    "cut_off_files",
+    "noise",
+    "fuzzed",
+)
 """Large disks and random bytes, which say nothing about texts."""
 CHOSEN = {"code", "rule.code", "OTHERS[finding.severity]", "OTHERS[first.severity]"}
 """How codes are called that are chosen while it runs: among those of a table, whose fields are the same."""
@@ -153,12 +162,13 @@ def test_the_checker_of_types_holds_it(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow(25, reason="half of the unit ring, in other words")
 def test_no_text_decides(tmp_path: Path) -> None:
     """Every finding is said in other words, at random, and all does what it did."""
     found = (path for name in BEHAVIOUR for path in cli.CHECKOUT.glob(f"tests/unit/test_{name}.py"))
     files = sorted(path for path in found if path.stem.removeprefix("test_") not in ELSEWHERE)
     assert len(files) > 14
-    line = [sys.executable, "-B", "-m", "pytest", "-q", "-p", "tests.reworded", "-n", "2"]
+    line = [sys.executable, "-B", "-m", "pytest", "-q", "-p", "tests.reworded"]
     line += ["-k", " and ".join(f"not {name}" for name in ("in_words", *SLOW))]
     done = subprocess.run(
         [*line, "--basetemp", str(tmp_path / "t"), *map(str, files)],
