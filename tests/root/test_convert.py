@@ -230,6 +230,7 @@ def test_outer_compression_by_the_usual_tools(outer: str, tool: Sequence[str], t
     )
 
 
+@pytest.mark.soak(20)
 def test_a_zip_of_more_than_4_gib(tmp_path: Path) -> None:
     disk = make(tmp_path / "disk.img", (4 << 30) + 2 * MIB, [(0, MIB, "text"), (4 << 30, 2 * MIB, "text")])
     ask(disk, tmp_path, [spec("raw", "zip")])

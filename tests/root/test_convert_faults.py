@@ -158,7 +158,5 @@ def test_memory_does_not_grow_with_the_disk(tmp_path: Path) -> None:
     disk = make(
         tmp_path / "disk.img", 600 * MIB, [(MIB * 10, 500 * MIB, "text"), (520 * MIB, 40 * MIB, "noise")]
     )
-    told = finished(
-        disk, tmp_path / "out", [spec(name) for name in ("vhd", "vhdx", "qcow2", "vmdk", "ova", "raw")]
-    )
+    told = finished(disk, tmp_path / "out", [spec(name) for name in ("vhd", "vhdx", "qcow2", "ova")])
     assert told[-1]["peak"] < 300 * 1024

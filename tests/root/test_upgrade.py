@@ -49,11 +49,7 @@ def test_nothing_old_is_trusted_and_an_old_build_is_seen_and_ended(
 
     assert "cached" not in cli.succeed("plan", "--frozen", *flags)
     assert f"{old} -> " in cli.succeed("why", "debootstrap", *flags)
-    told = cli.states(cli.succeed("initramfs", "--frozen", *flags))
-    assert told == {"debootstrap": "built", "initramfs": "built"}
-
     cli.succeed("clean", "--frozen", *flags)
-    assert {entry.name.rpartition("-")[0] for entry in store.iterdir()} == set(told)
-    assert cli.states(cli.succeed("initramfs", "--frozen", *flags))["initramfs"] == "cached"
+    assert list(store.iterdir()) == []
     assert not [name for name in location.iterdir() if name.name.startswith(".")]
     remove(location, flags)

@@ -66,7 +66,9 @@ def streamed(content: bytes) -> bytes:
     return bytes(out[:size])
 
 
-@pytest.mark.parametrize("size", [48 * MIB, 600 * MIB, 8 * MIB + 512])
+@pytest.mark.parametrize(
+    "size", [48 * MIB, pytest.param(600 * MIB, marks=pytest.mark.soak(10)), 8 * MIB + 512]
+)
 def test_xcp_qcow2_is_read_forward(size: int, tmp_path: Path) -> None:
     parts = [(0, 200_000, "text"), (5 * MIB, 3 * MIB, "noise"), (size - 512, 512, "noise")]
     disk = make(tmp_path / "disk.img", size, parts)
@@ -109,7 +111,7 @@ def test_sizes_that_azure_does_not_take(tmp_path: Path) -> None:
     assert not list((tmp_path / "out").glob("*"))
 
 
-@pytest.mark.parametrize("size", [GIB, 300 * MIB])
+@pytest.mark.parametrize("size", [pytest.param(GIB, marks=pytest.mark.soak(10)), 300 * MIB])
 def test_gce_is_disk_raw_of_whole_gib_in_a_gnu_tar(size: int, tmp_path: Path) -> None:
     disk = make(tmp_path / "disk.img", size, [(MIB, 300_000, "text"), (size - 512, 512, "noise")])
     row = {"name": "gce", "kind": "gce", "file": "x.tar", "options": {}}
