@@ -308,7 +308,7 @@ def test_a_file_in_place_of_a_folder_is_named(layers: Layers, folder: Path, tmp_
     assert "directory" in said
 
 
-@pytest.mark.slow(25, reason="a JRE with a desktop is large")
+@pytest.mark.soak(30)
 def test_a_jre_with_a_desktop_is_refused(layers: Layers, folder: Path, tmp_path: Path) -> None:
     """Any package will do as the "JRE", as long as X hangs on it: this one is small."""
     said = refused(folder, tmp_path, jre="xauth", minimize=True)

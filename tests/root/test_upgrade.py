@@ -31,7 +31,7 @@ def before(tmp_path: Path) -> Path:
     return checkout
 
 
-@pytest.mark.slow(40, reason="two versions build")
+@pytest.mark.soak(40)
 def test_nothing_old_is_trusted_and_an_old_build_is_seen_and_ended(
     before: Path, tiny: Built, tmp_path: Path
 ) -> None:
