@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
 import os
 import shutil
@@ -167,7 +168,7 @@ def listing(location: Path, layers: list[str]) -> str:
     try:
         request = {
             "place": place,
-            "key": f"listing-{location.name}",
+            "key": f"listing-{hashlib.sha256(bytes(location)).hexdigest()[:8]}",
             "below": layers,
             "step": "listing",
             "script": LISTING,

@@ -304,6 +304,7 @@ def test_a_host_without_cgroup2_is_refused(tiny: Built, tmp_path: Path) -> None:
     assert hint == "  hint: use a kernel with cgroup2; `inv boot` and `inv verify` need none"
 
 
+@pytest.mark.slow(25, reason="two containers of an ordinary user")
 def test_an_ordinary_user_runs_one_in_a_group_of_his_own(tiny_of_user: Built, tmp_path: Path) -> None:
     location, tables = tmp_path / "user", tmp_path / "tables"
     tables.mkdir()
