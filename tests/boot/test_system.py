@@ -113,7 +113,7 @@ def test_every_format_boots_on_its_hypervisor_s_machine(
     tiny: Built, tmp_path: Path, formats: str, machines: dict[str, tuple[str, str]]
 ) -> None:
     """One of them from within its outer compression; the guest sees the whole disk and both its GPTs."""
-    asked = ("--formats", formats, "--set", "names.vhd=tiny.vhd.bz2", "--set", "firmware=bios")
+    asked = ("--formats", formats, "--set", "names.vhd=tiny.vhd.zst", "--set", "firmware=bios")
     target = tmp_path / "told"
     lay = {path.name for path in tiny.location.iterdir()}
     done = cli.inv(*tiny.flags, *asked, "verify", f"--report={target}")
