@@ -4,9 +4,9 @@ A row a test, a line of JSON each, goes to the file of `--clock` as tests end; t
 most expensive ones. What a fixture of a wider scope than one test takes is a row of its own: it is shared.
 
 A test that takes more than LIMIT seconds fails, unless `@pytest.mark.slow(SECONDS, reason=...)` says why it
-may. Seconds are those of a machine that has nothing else to do, as far as they can be known: processor
-time, or the time that passed without that for which something here waited for a processor (the kernel's
-pressure stall information, Documentation/accounting/psi.rst). So a busy machine makes no test fail.
+may. Seconds are those of two cores that have nothing else to do, as far as they can be known: half of the
+processor time, or the time that passed without that for which something here waited for a processor (the
+kernel's pressure stall information, Documentation/accounting/psi.rst). So a busy machine makes no test fail.
 """
 
 from __future__ import annotations
@@ -26,6 +26,8 @@ import pytest
 from tests.waiting import stalled
 from tests.warm import Warm
 
+CORES = 2
+"""Of the machine that seconds are meant for."""
 LIMIT = 20.0
 """Seconds that a test may take without a reason."""
 SHOWN = 30
@@ -54,8 +56,8 @@ class Spent:
 
     @property
     def alone(self) -> float:
-        """Seconds that it takes on an idle machine, at most."""
-        return max(self.processor, self.passed - self.stalled)
+        """Seconds that it takes on an idle machine of CORES, at least."""
+        return max(self.processor / CORES, self.passed - self.stalled)
 
 
 def now() -> Spent:

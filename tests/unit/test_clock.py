@@ -13,7 +13,7 @@ from tests.waiting import BUSY, Deadline, until
 
 @pytest.mark.parametrize(
     ("passed", "processor", "stalled", "alone"),
-    [(30, 5, 0, 30), (30, 5, 28, 5), (30, 25, 30, 25), (30, 1, 10, 20), (1, 40, 0, 40)],
+    [(30, 5, 0, 30), (30, 5, 28, 2.5), (30, 25, 30, 12.5), (30, 1, 10, 20), (1, 40, 0, 20)],
 )
 def test_a_busy_machine_makes_no_test_take_longer(
     passed: float, processor: float, stalled: float, alone: float
