@@ -57,12 +57,20 @@ def keepers(of: int) -> list[str]:
     )
 
 
+def containers_below(folder: Path) -> list[Path]:
+    """Control groups of containers; groups come and go while they are looked for."""
+    found = []
+    for above, names, _ in os.walk(folder):
+        found += [Path(above, name) for name in names if name.startswith(cgroup_keeper.PREFIX)]
+        names[:] = [name for name in names if not name.startswith(cgroup_keeper.PREFIX)]
+    return found
+
+
 def abandoned() -> list[Path]:
     """Control groups of containers that nobody keeps."""
     mounts = Path("/proc/self/mountinfo").read_text()
     folders = [folder for kind in (memory.V1, memory.V2) for _, folder in memory._mounted(mounts, kind)]
-    found = [path for folder in folders for path in folder.rglob(f"{cgroup_keeper.PREFIX}*")]
-    return [path for path in found if not files.is_held(path)]
+    return [path for folder in folders for path in containers_below(folder) if not files.is_held(path)]
 
 
 def lies_in(location: Path) -> list[str]:
@@ -322,7 +330,7 @@ def test_an_ordinary_user_runs_one_in_a_group_of_his_own(tiny_of_user: Built, tm
             spaces = begun(process)
             kill(process)
         gone(lambda: [having(space) for space in spaces if having(space)])
-        gone(lambda: list(group.rglob(f"{cgroup_keeper.PREFIX}*")))
+        gone(lambda: containers_below(group))
     cli.succeed("clean", "--all", *flags, prefix=ordinary.prefix(tables, location))
 
 

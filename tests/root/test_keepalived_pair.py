@@ -84,6 +84,7 @@ def comes_back(pair: Pair, router: Node) -> None:
 # --- failover --------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow(55, reason="times of the protocol, for three intervals")
 def test_a_backup_takes_over_in_time_and_not_before(stack: ExitStack, tmp_path: Path) -> None:
     """Asked to stop, killed, cut off: one after the other, for each interval and both kinds of routers."""
     kinds = ("router", "vpcrouter", "router")
@@ -123,6 +124,7 @@ def test_a_backup_takes_over_in_time_and_not_before(stack: ExitStack, tmp_path: 
         assert asked < failover_bound(interval, 100) + MARGIN - 2 * interval
 
 
+@pytest.mark.slow(20, reason="times of the protocol")
 def test_an_interval_of_two_survives_a_live_migration_and_one_does_not(
     stack: ExitStack, tmp_path: Path
 ) -> None:

@@ -50,7 +50,7 @@ from tests.system_vm import (
 )
 from tests.waiting import LONG
 
-pytestmark = pytest.mark.root
+pytestmark = [pytest.mark.root, pytest.mark.waits]
 
 
 @pytest.fixture(scope="module")
@@ -123,6 +123,7 @@ echo "Listen 127.0.0.1:80" >ports.conf; again
 """Apache is asked for a listener that cannot be, for none, and for one that can."""
 
 
+@pytest.mark.slow(65, reason="the system VM's own patience")
 def test_nothing_comes_and_it_is_reached_all_the_same(system: Built, key: Path, tmp_path: Path) -> None:
     async def conversation(guest: Container) -> tuple[dict[str, str], str, str]:
         async with dhcp(guest, 0, LEASED):
@@ -246,6 +247,7 @@ async def state(guest: Container) -> str:
     return await guest.output("/opt/cloud/bin/checkrouter.sh")
 
 
+@pytest.mark.slow(25, reason="times of the protocol")
 def test_a_redundant_pair_fails_over(system: Built, tmp_path: Path) -> None:
     """Both by the lines that `inv params` composes; one is killed, the other has the gateway in time.
 
