@@ -213,21 +213,12 @@ MACS = {"PRIMARY": "02:00:0a:01:01:02", "BACKUP": "02:00:0a:01:01:03"}
 
 async def join(survivor: Container, other: Container) -> None:
     """Make one network of the first NICs of two containers, with a client in it; it ends with the first."""
-    lines = [
-        "link add guests type bridge",
-        "link set out0 master guests",
-        f"link add first type veth peer name second netns {other.outside}",
-        "link set first up master guests",
-        f"address add {CLIENT} dev guests",
-        "link set guests up",
-    ]
-    await beside(survivor, *lines)
-    await beside(other, "link add guests type bridge", "link set out0 master guests", *ups("second guests"))
-
-
-def ups(names: str) -> list[str]:
-    master = [f"link set {name} master guests" for name in names.split() if name != "guests"]
-    return [*master, *(f"link set {name} up" for name in names.split())]
+    bridge = ("link add guests type bridge", "link set out0 master guests", "link set guests up")
+    cable = f"link add first type veth peer name second netns {other.outside}"
+    await beside(
+        survivor, *bridge, cable, "link set first up master guests", f"address add {CLIENT} dev guests"
+    )
+    await beside(other, *bridge, "link set second up master guests")
 
 
 async def beside(guest: Container, *lines: str) -> None:
